@@ -1,0 +1,2 @@
+//! mount.annals: placeholder.
+fn main() {}

@@ -1,0 +1,105 @@
+//! Points in time: seconds of UTC, and the two ways a backup's name spells them.
+
+use std::fmt;
+
+use super::{Error, ErrorKind, Result};
+
+/// A point in time in whole seconds since 1970-01-01T00:00:00Z, within the years 1970 to 9999.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+/// 9999-12-31T23:59:59Z, the last second RFC 3339 can spell.
+const LAST_SECOND: i64 = 253_402_300_799;
+
+impl Timestamp {
+    /// From seconds since the epoch, or `None` outside the years 1970 to 9999.
+    #[must_use]
+    pub fn from_epoch(seconds: i64) -> Option<Self> {
+        (0..=LAST_SECOND).contains(&seconds).then_some(Self(seconds))
+    }
+
+    /// Seconds since the epoch.
+    #[must_use]
+    pub fn epoch(self) -> i64 {
+        self.0
+    }
+
+    /// Parses RFC 3339 with any offset (`2024-11-07T16:51:22Z`, `2024-11-07T17:51:22+01:00`).
+    ///
+    /// Fractions of a second are cut off.
+    pub fn parse_rfc3339(text: &str) -> Result<Self> {
+        let parsed: jiff::Timestamp = text
+            .parse()
+            .map_err(|e| Error::new(ErrorKind::Usage, format!("'{text}' is not an RFC 3339 time")).with_source(e))?;
+        Self::from_epoch(parsed.as_second())
+            .ok_or_else(|| Error::new(ErrorKind::Usage, format!("'{text}' is not between the years 1970 and 9999")))
+    }
+
+    /// Parses the file-name-safe form, exactly `2024-11-07T16-51-22Z`.
+    #[must_use]
+    pub fn parse_file_name(text: &str) -> Option<Self> {
+        let bytes = text.as_bytes();
+        if bytes.len() != 20 || !text.is_ascii() || bytes[13] != b'-' || bytes[16] != b'-' || bytes[19] != b'Z' {
+            return None;
+        }
+        let time = Self::parse_rfc3339(&format!("{}:{}:{}", &text[..13], &text[14..16], &text[17..])).ok()?;
+        // Only the one spelling that we write: no leap second, no lower-case letters.
+        (time.file_name() == text).then_some(time)
+    }
+
+    /// Parses seconds since the epoch as older stores spell them: digits only, no leading zero.
+    #[must_use]
+    pub fn parse_epoch(text: &str) -> Option<Self> {
+        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) || (text.len() > 1 && text.starts_with('0')) {
+            return None;
+        }
+        Self::from_epoch(text.parse().ok()?)
+    }
+
+    /// `2024-11-07T16-51-22Z`: RFC 3339 with `-` for `:`.
+    #[must_use]
+    pub fn file_name(self) -> String {
+        self.to_string().replace(':', "-")
+    }
+}
+
+/// RFC 3339 in UTC: `2024-11-07T16:51:22Z`.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_second(self.0) {
+            Ok(time) => write!(f, "{time}"),
+            Err(_) => write!(f, "@{}", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_name_the_same_second() {
+        let t = Timestamp::parse_epoch("1730998282").unwrap();
+        assert_eq!(t.to_string(), "2024-11-07T16:51:22Z");
+        assert_eq!(t.file_name(), "2024-11-07T16-51-22Z");
+        assert_eq!(Timestamp::parse_file_name("2024-11-07T16-51-22Z"), Some(t));
+        assert_eq!(Timestamp::parse_rfc3339("2024-11-07T17:51:22+01:00").unwrap(), t);
+    }
+
+    #[test]
+    fn only_the_spelling_that_we_write_is_a_directory_name() {
+        for no in [
+            "2024-11-07T16:51:22Z",
+            "2024-11-07t16-51-22z",
+            "2024-13-07T16-51-22Z",
+            "2024-11-07T16-51-60Z",
+            "2024-11-07T16-51-22é",
+            "",
+        ] {
+            assert_eq!(Timestamp::parse_file_name(no), None, "{no}");
+        }
+        for no in ["", "007", "+1", "-1", "99999999999999", "1e3"] {
+            assert_eq!(Timestamp::parse_epoch(no), None, "{no}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! `annals` shows every guest's backup history as files.
+//!
+//! The crate is built in layers; a module imports only modules of a lower layer, never a sibling of its own
+//! (`tests/architecture.rs` holds that):
+//!
+//! | layer | module | what lives there |
+//! | --- | --- | --- |
+//! | 0 | [`base`] | units, errors, time |
+//! | 1 | [`storage`] | the one I/O seam, the gate that decides which names may open, the block cache |
+
+#![cfg_attr(test, allow(clippy::cast_possible_truncation))]
+
+pub mod base;
+pub mod storage;

@@ -1,0 +1,80 @@
+//! Layer 1: the one seam to the operating system's files.
+//!
+//! [`Storage`] is what readers of formats see: positioned reads of one file. [`Gate`] decides which
+//! names may be opened at all, [`FilePool`] keeps the number of open descriptors within a budget,
+//! [`BlockCache`] keeps what was expensive to decode. Nothing here knows a format.
+
+mod cache;
+mod gate;
+pub mod memory;
+mod path;
+mod pool;
+
+pub use cache::{BlockCache, BlockKey, CacheStats};
+pub use gate::{DirEntry, DirStamp, EntryKind, FileStat, Gate};
+pub use path::RelPath;
+pub use pool::{FilePool, StoreFile};
+
+use crate::base::{Error, ErrorKind, HostOffset, Result};
+
+/// What tells one file, and one state of it, from another: if any of it differs, cached facts do not apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    /// Device number.
+    pub device: u64,
+    /// Inode number on that device.
+    pub inode: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Last change of the content, in nanoseconds since the epoch.
+    pub mtime_ns: i128,
+}
+
+/// Positioned reads of one file that does not change.
+pub trait Storage: Send + Sync {
+    /// Its size in bytes when it was opened.
+    fn size(&self) -> u64;
+
+    /// Reads into `buf` from byte `at`; short only at the end of the file. Returns the bytes read.
+    fn read_at(&self, buf: &mut [u8], at: HostOffset) -> Result<usize>;
+
+    /// The first byte at or after `at` that is not in a hole, or `None` when only holes follow.
+    fn next_data(&self, at: HostOffset) -> Result<Option<HostOffset>>;
+
+    /// The first byte at or after `at` that is in a hole, at most the size.
+    fn next_hole(&self, at: HostOffset) -> Result<HostOffset>;
+
+    /// A hint that these bytes will be read soon. Never fails, never waits for them.
+    fn will_need(&self, at: HostOffset, len: u64);
+
+    /// Which file this is, as it was when opened.
+    fn identity(&self) -> FileIdentity;
+
+    /// Reads all of `buf` from byte `at`; an end of file before that is an error of kind `Changed`,
+    /// because callers ask only for what lies within [`size`](Self::size).
+    fn read_exact_at(&self, buf: &mut [u8], at: HostOffset) -> Result<()> {
+        let got = self.read_at(buf, at)?;
+        if got == buf.len() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Changed,
+            format!(
+                "the file ends {} bytes into a read of {} at {at}: it was cut short after it was opened",
+                got,
+                buf.len()
+            ),
+        ))
+    }
+}
+
+/// Opens the files that a chain is made of, and says which names may be opened.
+///
+/// [`Gate`] is the real one; tests have one in memory.
+pub trait LayerSource: Send + Sync {
+    /// Opens a regular file beneath the source's root.
+    fn open(&self, path: &RelPath) -> Result<std::sync::Arc<dyn Storage>>;
+
+    /// The path that a backing name found in the image `from` stands for, or why it may not be opened.
+    fn resolve(&self, from: &RelPath, backing: &[u8]) -> Result<RelPath>;
+}
