@@ -7,8 +7,10 @@
 //! | --- | --- | --- |
 //! | 0 | [`base`] | units, errors, time |
 //! | 1 | [`storage`] | the one I/O seam, the gate that decides which names may open, the block cache |
+//! | 2 | [`format`] | bytes ↔ structs, no I/O |
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
 pub mod base;
+pub mod format;
 pub mod storage;
