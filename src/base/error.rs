@@ -26,8 +26,12 @@ pub enum ErrorKind {
     Refused,
     /// A file is no longer the one that was opened (replaced or cut short).
     Changed,
-    /// The operating system failed a read, write or open.
+    /// The operating system failed a read, write or open, or a server said that it could not.
     Io,
+    /// A server broke its protocol: what it sends cannot be trusted, asking again will not help.
+    Protocol,
+    /// A connection was refused, ended or fell silent: a new one may do.
+    Disconnected,
     /// A limit of this process or machine was reached (file descriptors, memory).
     Limit,
     /// What was to be made exists already.
