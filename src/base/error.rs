@@ -42,6 +42,28 @@ pub enum ErrorKind {
     Usage,
 }
 
+impl ErrorKind {
+    /// The word by which output for programs names it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotFound => "not-found",
+            Self::MissingLayer => "missing-layer",
+            Self::Corrupt => "corrupt",
+            Self::Unsupported => "unsupported",
+            Self::Refused => "refused",
+            Self::Changed => "changed",
+            Self::Io => "io",
+            Self::Protocol => "protocol",
+            Self::Disconnected => "disconnected",
+            Self::Limit => "limit",
+            Self::Exists => "exists",
+            Self::Busy => "busy",
+            Self::Usage => "usage",
+        }
+    }
+}
+
 /// An error: kind, message, context (innermost first), an optional hint and source.
 #[derive(Debug)]
 pub struct Error(Box<Inner>);

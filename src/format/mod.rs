@@ -3,14 +3,18 @@
 //! Every parser takes bytes that somebody hostile may have written: it checks before it computes, and bounds what it
 //! allocates. Each has a fuzz target.
 
+pub mod manifest;
 pub mod qcow2;
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::{Error, ErrorKind, Result};
 
 /// The format of an image, as a manifest or an overlay's header declares it. Formats are never probed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
     /// QEMU copy-on-write, version 2 or 3.
     Qcow2,

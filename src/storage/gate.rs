@@ -56,6 +56,12 @@ pub struct DirStamp {
 }
 
 impl DirStamp {
+    /// Which directory it is of: device and inode number.
+    #[must_use]
+    pub fn file(&self) -> (u64, u64) {
+        (self.identity.device, self.identity.inode)
+    }
+
     /// Whether a change made right after this stamp was taken could leave the stamp as it is,
     /// because the file system's clock ticks too slowly. `now_ns` is the time when it was taken.
     #[must_use]

@@ -9,6 +9,7 @@ mod gate;
 pub mod memory;
 mod path;
 mod pool;
+pub mod publish;
 
 pub use cache::{BlockCache, BlockKey, CacheStats};
 pub use gate::{DirEntry, DirStamp, EntryKind, FileStat, Gate};
