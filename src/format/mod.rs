@@ -3,8 +3,11 @@
 //! Every parser takes bytes that somebody hostile may have written: it checks before it computes, and bounds what it
 //! allocates. Each has a fuzz target.
 
+pub mod filesystem;
 pub mod manifest;
+pub mod partition;
 pub mod qcow2;
+pub mod window;
 
 use std::fmt;
 
