@@ -192,6 +192,16 @@ fn a_gpt_with_neither_header_whole_has_no_partitions_and_says_why() {
 }
 
 #[test]
+fn a_header_copied_to_another_sector_does_not_count() {
+    let gpt = Gpt::default();
+    let mut disk = gpt.disk();
+    disk.put(512, &gpt.header(4095, 1, 2));
+    disk.bytes[4095 * 512] = 0;
+    assert_eq!(disk.table().entries, []);
+    assert!(disk.table().problems[0].contains("says that it lies at sector 4095"));
+}
+
+#[test]
 fn a_gpt_that_no_mbr_protects_is_not_there() {
     let mut disk = Gpt::default().disk();
     disk.bytes[..512].fill(0);
@@ -320,6 +330,18 @@ fn a_long_chain_ends_at_partition_255_and_an_empty_one_after_a_hundred_links() {
 }
 
 #[test]
+fn the_third_and_fourth_slot_of_a_link_count_only_where_they_fit() {
+    let mut disk = Disk::new(8 << 20);
+    slot(&mut disk, 0, 0, 0x05, 1000, 2000);
+    slot(&mut disk, 1000, 0, 0x83, 10, 10);
+    slot(&mut disk, 1000, 2, 0x83, 1990, 10);
+    assert_eq!(disk.numbers(), [5, 6]);
+    slot(&mut disk, 1000, 2, 0x83, 1990, 11);
+    slot(&mut disk, 1000, 3, 0x83, u32::MAX, 1);
+    assert_eq!(disk.numbers(), [5]);
+}
+
+#[test]
 fn a_chain_that_breaks_off_keeps_what_came_before() {
     let mut disk = Disk::new(8 << 20);
     slot(&mut disk, 0, 0, 0x05, 100, 16000);
@@ -383,6 +405,8 @@ fn a_disk_formatted_as_a_whole_has_no_partitions_unless_its_table_is_sound() {
         assert_eq!(disk.parse().unwrap(), None, "overlapping");
         slot(&mut disk, 0, 1, 0x83, 1064, 985);
         assert_eq!(disk.parse().unwrap(), None, "past the end");
+        slot(&mut disk, 0, 1, 0x83, 0, 64);
+        assert_eq!(disk.parse().unwrap(), None, "over the boot sector itself");
         slot(&mut disk, 0, 1, 0, 1064, 984);
         assert_eq!(disk.parse().unwrap(), None, "a slot without a type");
     }
