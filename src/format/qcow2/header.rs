@@ -227,7 +227,7 @@ impl Header {
         if size > i64::MAX as u64 {
             return Err(corrupt(format!("a virtual size of {size} bytes, more than any disk can have")));
         }
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             return Err(corrupt(format!("a virtual size of {size} bytes, not a multiple of 512")));
         }
         let l1_bytes = u64::from(self.l1_entries) * L1_ENTRY_BYTES;

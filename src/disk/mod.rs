@@ -1,0 +1,27 @@
+//! Layer 3: disks. Where the bytes of a flattened chain are, and the reading of them.
+//!
+//! Finding and moving are separate. *Finding*: a [`Layer`](layer::Layer) says what its image holds of a range, the
+//! [map](map) of a region lays all layers over each other in one pass, and [`Disk`] keeps such maps and answers every
+//! question about extents from them. *Moving*: [`reader`] turns extents into bytes. A read looks up one map, whatever the
+//! chain's depth.
+
+mod chain;
+mod check;
+mod decompress;
+mod env;
+mod flat;
+mod layer;
+mod map;
+mod qcow2;
+mod raw;
+mod reader;
+
+pub use chain::warm;
+pub use check::{LayerCheck, check_layer};
+pub use env::DiskEnv;
+pub use flat::{Disk, Fault};
+pub use layer::LayerInfo;
+pub use map::{LayerIndex, Piece, Source};
+
+#[cfg(test)]
+mod tests;
