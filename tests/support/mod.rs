@@ -1,0 +1,8 @@
+//! What the test binaries share: calling other programs, and disks made by them.
+//!
+//! Nothing here checks anything; what is expected stands in the tests.
+
+// Each test binary compiles this for itself and uses a part of it.
+#![allow(dead_code)]
+
+pub(crate) mod tools;
