@@ -12,6 +12,7 @@ mod env;
 mod flat;
 mod layer;
 mod map;
+pub mod partitions;
 mod qcow2;
 mod raw;
 mod reader;
@@ -22,6 +23,7 @@ pub use env::DiskEnv;
 pub use flat::{Disk, Fault};
 pub use layer::LayerInfo;
 pub use map::{LayerIndex, Piece, Source};
+pub use partitions::{Partition, PartitionTable, partition_table, partitions};
 
 #[cfg(test)]
 mod tests;

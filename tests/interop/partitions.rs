@@ -6,9 +6,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use annals::base::{Error, GuestOffset, GuestRange};
+use annals::disk::{Disk, DiskEnv, partition_table};
+use annals::format::ImageFormat;
 use annals::format::filesystem;
 use annals::format::partition::{self, Table};
 use annals::format::window::Window;
+use annals::storage::{FilePool, Gate, RelPath};
 
 use crate::support::tools::{feed, have, run};
 
@@ -299,4 +302,34 @@ fn each_partition_is_named_by_what_lies_in_it() {
     }
     let found: Vec<_> = table.entries.iter().map(|e| image.content(e.range)).collect();
     assert_eq!(found, [Some("ext4"), Some("xfs"), None]);
+}
+
+#[test]
+fn the_partitions_of_a_chain_are_those_of_its_newest_layer() {
+    if !have(&["sfdisk", "qemu-img", "mkfs.vfat"]) {
+        return;
+    }
+    let image = Image::new(64 * MIB);
+    feed("sfdisk", &["-q", &image.name()], "label: gpt\n,16M,U\n,16M,L\n");
+    let at = |name: &str| image.dir.path().join(name).to_str().unwrap().to_owned();
+    run("qemu-img", &["convert", "-O", "qcow2", &image.name(), &at("0.qcow2")]);
+    feed("sfdisk", &["-q", &image.name()], "label: dos\n,8M,c\n,,E\n,8M,L\n");
+    let inner = Image::new(8 * MIB);
+    run("mkfs.vfat", &[&inner.name()]);
+    image.write(MIB, &std::fs::read(inner.path()).unwrap());
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "0.qcow2", &at("1.qcow2")]);
+    run("qemu-img", &["convert", "-n", "-O", "qcow2", &image.name(), &at("1.qcow2")]);
+
+    let gate = Gate::open(image.dir.path(), FilePool::new(8)).unwrap();
+    let found = |name: &str| {
+        let path = RelPath::new(name).unwrap();
+        let disk = Disk::open(&gate, &path, ImageFormat::Qcow2, &DiskEnv::new(0)).unwrap();
+        let table = partition_table(&disk).unwrap();
+        assert_eq!(table.problems, [""; 0]);
+        let parts = table.partitions.into_iter();
+        parts.map(|p| (p.scheme.to_string(), p.number, p.range.len() / MIB, p.content)).collect::<Vec<_>>()
+    };
+    let part = |scheme: &str, number, size, content| (scheme.to_owned(), number, size, content);
+    assert_eq!(found("0.qcow2"), [part("gpt", 1, 16, None), part("gpt", 2, 16, None)]);
+    assert_eq!(found("1.qcow2"), [part("mbr", 1, 8, Some("vfat")), part("mbr", 5, 8, None)]);
 }
