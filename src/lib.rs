@@ -10,11 +10,13 @@
 //! | 2 | [`format`](mod@format) | bytes ↔ structs, no I/O |
 //! | 3 | [`disk`] | flattened chains: where bytes are, and reading them |
 //! | 4 | [`catalog`] | which guests and backups a store holds |
+//! | 7 | [`cli`] | the command line |
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
 pub mod base;
 pub mod catalog;
+pub mod cli;
 pub mod disk;
 pub mod format;
 pub mod storage;

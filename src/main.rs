@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The `annals` program: everything is in the library's command-line layer.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    annals::cli::main()
+}
