@@ -7,10 +7,12 @@
 //! | --- | --- | --- |
 //! | 0 | [`base`] | units, errors, time |
 //! | 1 | [`storage`] | the one I/O seam, the gate that decides which names may open, the block cache |
-//! | 2 | [`format`](mod@format) | bytes ↔ structs, no I/O |
+//! | 2 | [`format`] | bytes ↔ structs, no I/O |
 //! | 3 | [`disk`] | flattened chains: where bytes are, and reading them |
 //! | 4 | [`catalog`] | which guests and backups a store holds |
 //! | 7 | [`cli`] | the command line |
+//!
+//! [`format`]: mod@format
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 

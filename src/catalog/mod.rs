@@ -4,6 +4,7 @@
 //! whether the directories behind them have changed. Everything here comes from directory listings and small
 //! files; the bytes of disks are the business of the layer below, and nothing here knows about mounting.
 
+mod disks;
 mod fresh;
 mod model;
 mod names;

@@ -7,11 +7,13 @@ use std::time::SystemTime;
 use quick_cache::sync::Cache;
 use uuid::Uuid;
 
+use super::disks::OpenDisks;
 use super::fresh::{Fresh, Stamps};
 use super::model::{Place, apply_attributes};
-use super::{Backup, BackupFile, BackupName, Guest, GuestId, PreviousInfo, Problem, native};
+use super::{Backup, BackupFile, BackupName, DiskEntry, Guest, GuestId, PreviousInfo, Problem, native};
 use crate::base::error::ResultExt;
 use crate::base::{Error, ErrorKind, Result, Timestamp};
+use crate::disk::{Disk, DiskEnv};
 use crate::format::manifest::{self, Attributes, SIZE_LIMIT, StoreMarker};
 use crate::storage::publish;
 use crate::storage::{EntryKind, FilePool, Gate, RelPath, StoreFile};
@@ -43,6 +45,8 @@ pub struct Store {
     listing: Fresh<Listing>,
     guests: Cache<GuestId, Arc<Fresh<Guest>>>,
     backups: Cache<(GuestId, BackupName), Arc<Fresh<Backup>>>,
+    disks: OpenDisks,
+    env: Arc<DiskEnv>,
 }
 
 /// What the store's own directory holds.
@@ -55,11 +59,7 @@ struct Listing {
 impl Store {
     /// Marks the directory `path` as a store, made if need be; guests that are in it already stay as they are.
     pub fn init(path: &Path) -> Result<StoreMarker> {
-        match std::fs::create_dir(path) {
-            Ok(()) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(Error::io(format!("cannot make the directory '{}'", path.display()), e)),
-        }
+        publish::make_directory(path)?;
         let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let created = i64::try_from(seconds)
             .ok()
@@ -74,7 +74,7 @@ impl Store {
     }
 
     /// Opens the store at `path`: any directory of guests, whether marked or not. A marker of a newer version is refused.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, env: Arc<DiskEnv>) -> Result<Self> {
         // A daemon changes its working directory; the store's name must mean the same afterwards.
         let path = &std::path::absolute(path)
             .map_err(|e| Error::io(format!("cannot make '{}' absolute", path.display()), e))?;
@@ -96,6 +96,8 @@ impl Store {
             listing: Fresh::default(),
             guests: Cache::new(GUESTS_KEPT),
             backups: Cache::new(BACKUPS_KEPT),
+            disks: OpenDisks::default(),
+            env,
         })
     }
 
@@ -225,6 +227,23 @@ impl Store {
             return Ok(backup);
         }
         Ok(Arc::new(Backup { summary: summary.clone(), ..Backup::clone(&backup) }))
+    }
+
+    /// Opens a disk of a backup: its whole chain. One that is open already is shared; a failure is remembered for a second.
+    pub fn disk(&self, backup: &Backup, disk: &DiskEntry) -> Result<Arc<Disk>> {
+        let opened = self.gate.descend(&RelPath::new(backup.guest.as_str())?).and_then(|gate| {
+            let key = (backup.guest.clone(), disk.path.clone(), disk.format);
+            self.disks.get(key, &gate, || {
+                Disk::open(&gate, &disk.path, disk.format, &self.env).map_err(|e| match e.kind() {
+                    // The catalog lists it, so a head that is not there is a hole in the store like any other layer.
+                    ErrorKind::NotFound => {
+                        Error::new(ErrorKind::MissingLayer, format!("the image '{}' is missing", disk.path))
+                    }
+                    _ => e,
+                })
+            })
+        });
+        opened.context(|| format!("disk {} of backup {}@{}", disk.name, backup.guest, backup.summary.name))
     }
 
     /// Opens a file of a backup as it is.

@@ -32,8 +32,12 @@ impl Scratch {
     }
 
     fn store(&self) -> Store {
-        Store::open(self.path()).unwrap()
+        open(self.path()).unwrap()
     }
+}
+
+fn open(path: &Path) -> crate::base::Result<Store> {
+    Store::open(path, crate::disk::DiskEnv::new(0))
 }
 
 fn id(name: &str) -> GuestId {
@@ -67,7 +71,7 @@ fn a_store_that_was_just_made_opens_with_its_id_and_is_not_made_twice() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let marker = Store::init(&path).unwrap();
-    let store = Store::open(&path).unwrap();
+    let store = open(&path).unwrap();
     assert_eq!(store.uuid(), Some(marker.uuid));
     assert!(store.guests().unwrap().is_empty());
     assert_eq!(Store::init(&path).unwrap_err().kind(), ErrorKind::Exists);
@@ -78,7 +82,7 @@ fn a_store_of_a_newer_version_is_refused_and_one_without_a_marker_is_read() {
     let scratch = Scratch::new(&["100/qemu-1730998282/guest.conf"]);
     assert_eq!(scratch.store().uuid(), None);
     scratch.write("store.json", br#"{"version":2}"#);
-    assert_eq!(Store::open(scratch.path()).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(open(scratch.path()).unwrap_err().kind(), ErrorKind::Unsupported);
 }
 
 #[test]
@@ -266,7 +270,7 @@ fn a_guest_that_does_not_change_is_not_listed_again() {
 fn a_store_that_is_removed_or_replaced_says_so() {
     let scratch = Scratch::new(&["store/100/qemu-1730998282/x"]);
     let path = scratch.path().join("store");
-    let store = Store::open(&path).unwrap();
+    let store = open(&path).unwrap();
     store.guests().unwrap();
     std::fs::rename(&path, scratch.path().join("elsewhere")).unwrap();
     within_two_seconds(|| store.guests().is_err_and(|e| e.to_string().contains("removed")));
@@ -286,4 +290,29 @@ fn memory_for_guests_is_bounded_however_many_there_are() {
     }
     let (guests, backups) = store.kept();
     assert!(guests <= 128 && backups <= 512, "{guests} guests and {backups} backups are kept");
+}
+
+#[test]
+fn a_disk_whose_image_is_replaced_is_opened_anew_and_a_missing_one_names_its_file() {
+    let scratch = Scratch::new(&[]);
+    let image = "100/qemu-1730998282/drive.raw";
+    scratch.write(image, &[1; 512]);
+    let store = scratch.store();
+    let backup = latest(&store, "100");
+    let read = || -> crate::base::Result<u8> {
+        let mut byte = [0];
+        let disk = store.disk(&backup, &backup.disks[0])?;
+        disk.read_at(&mut byte, crate::base::GuestOffset(0))?;
+        Ok(byte[0])
+    };
+    assert_eq!(read().unwrap(), 1);
+    let first = store.disk(&backup, &backup.disks[0]).unwrap();
+    assert!(std::sync::Arc::ptr_eq(&first, &store.disk(&backup, &backup.disks[0]).unwrap()), "shared while in use");
+    scratch.write("100/new", &[2; 512]);
+    std::fs::rename(scratch.path().join("100/new"), scratch.path().join(image)).unwrap();
+    within_two_seconds(|| read().unwrap() == 2);
+    std::fs::remove_file(scratch.path().join(image)).unwrap();
+    within_two_seconds(|| read().is_err_and(|e| e.kind() == ErrorKind::MissingLayer));
+    let e = read().unwrap_err().report();
+    assert!(e.contains("drive of backup 100@2024-11-07T16-51-22Z") && e.contains("drive.raw"), "{e}");
 }

@@ -7,6 +7,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 use super::{completions, init, list, man, show};
 use crate::base::{Error, ErrorKind, Result};
 use crate::catalog::Store;
+use crate::disk::DiskEnv;
+
+/// What commands that look at a store may hold in memory of its disks, in bytes.
+const CACHE_SIZE: u64 = 64 << 20;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but something in the store is broken.";
@@ -49,7 +53,7 @@ impl Global {
 
     /// The store, opened.
     pub(super) fn open_store(&self) -> Result<Store> {
-        Store::open(self.store_path()?)
+        Store::open(self.store_path()?, DiskEnv::new(CACHE_SIZE))
     }
 }
 

@@ -42,6 +42,8 @@ pub struct LayerInfo {
     pub virtual_size: u64,
     /// The size of its file, in bytes.
     pub file_size: u64,
+    /// Which file it is, as it was when opened.
+    pub identity: FileIdentity,
     /// Its header, for a qcow2 image.
     pub header: Option<Header>,
 }
@@ -152,6 +154,7 @@ impl Layer {
             format: self.format(),
             virtual_size: self.size(),
             file_size: self.file.size(),
+            identity: self.identity(),
             header: self.qcow2().map(|image| image.header().clone()),
         }
     }

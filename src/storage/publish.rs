@@ -1,10 +1,20 @@
-//! Small files that appear whole or not at all.
+//! Directories, and small files that appear whole or not at all.
 
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 
 use crate::base::{Error, ErrorKind, Result};
+
+/// Makes the directory `path` in one that exists; one that is there already is as good.
+pub fn make_directory(path: &Path) -> Result<()> {
+    match std::fs::create_dir(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(Error::io(format!("cannot make the directory '{}'", path.display()), e))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
 
 /// Makes the file `name` with these bytes in the directory `dir`; refuses one that exists.
 ///
