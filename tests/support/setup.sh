@@ -1,0 +1,172 @@
+#!/usr/bin/env bash
+# Installs what a target of the Makefile needs and this machine lacks, and nothing when it lacks nothing.
+#
+#   setup.sh [--dry-run] build|demo|test|bench|fuzz
+#
+# A tool counts as there when its command is found, whoever installed it: only the packages of missing commands are asked of apt.
+# apt may add packages, never remove or downgrade one. docs/testing.md says what each tool is for.
+set -euo pipefail
+
+PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
+dry_run=
+if [ "${1:-}" = --dry-run ]; then
+    dry_run=1
+    shift
+fi
+purpose=${1:?usage: setup.sh [--dry-run] build|demo|test|bench|fuzz}
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+packages=()
+missing=()
+
+# need COMMAND PACKAGE...: asks for the packages when the command is not found.
+need() {
+    local command=$1
+    shift
+    if ! command -v "$command" >/dev/null; then
+        missing+=("$command")
+        packages+=("$@")
+    fi
+}
+
+need_to_build() {
+    if ! command -v cc >/dev/null || [ ! -e /usr/include/stdio.h ]; then
+        missing+=(cc)
+        packages+=(gcc libc6-dev)
+    fi
+}
+
+need_to_demo() {
+    need_to_build
+    need fusermount3 fuse3
+    need qemu-img qemu
+    need qemu-io qemu
+    need sfdisk fdisk
+    need mkfs.ext4 e2fsprogs
+    need debugfs e2fsprogs
+}
+
+need_to_test() {
+    need_to_demo
+    need qemu-nbd qemu
+    need mkfs.xfs xfsprogs
+    need mkfs.vfat dosfstools
+    need sgdisk gdisk
+    need rsync rsync
+    need nbdkit nbdkit
+    need nbdinfo libnbd-bin
+    need shellcheck shellcheck
+}
+
+need_to_bench() {
+    need_to_demo
+    need qemu-storage-daemon qemu
+    need fio fio
+}
+
+# need_cargo NAME VERSION: a cargo subcommand; the version is the one that was tried, any other that is there already will do.
+cargo_tools=()
+need_cargo() {
+    command -v "cargo-$1" >/dev/null || cargo_tools+=("cargo-$1@$2")
+}
+
+case $purpose in
+    build) need_to_build ;;
+    demo) need_to_demo ;;
+    bench) need_to_bench ;;
+    test)
+        need_to_test
+        need_cargo nextest 0.9.143
+        need_cargo deny 0.20.2
+        ;;
+    fuzz)
+        need_to_build
+        need g++ g++
+        need_cargo fuzz 0.13.2
+        ;;
+    *) die "unknown purpose '$purpose': build, demo, test, bench or fuzz" ;;
+esac
+
+command -v cargo >/dev/null || die "cargo is not found: install Rust first (https://rustup.rs), at least the version in Cargo.toml"
+
+# The packages that hold QEMU's programs, all of one version.
+#
+# qemu-storage-daemon moved from qemu-system-common to qemu-utils in 8.0, and the newer qemu-utils breaks the older
+# qemu-system-common: whoever has QEMU from backports and asks apt for "qemu-system-common" would have qemu-utils removed.
+# So the version follows the QEMU that is installed, and only where there is none the release's own.
+qemu_packages() {
+    local version
+    version=$(dpkg-query -W -f '${source:Package} ${db:Status-Status} ${Version}\n' qemu-utils 'qemu-system-*' 2>/dev/null |
+        awk '$1 == "qemu" && $2 == "installed" { print $3; exit }')
+    [ -n "$version" ] || version=$(apt-cache policy qemu-utils | awk '$1 == "Candidate:" { print $2 }')
+    local names=(qemu-utils)
+    if dpkg --compare-versions "$version" lt '1:8.0~'; then
+        names+=(qemu-system-common)
+    fi
+    local name
+    for name in "${names[@]}"; do
+        # The archive may hold a newer build of the same release only; then apt's own choice fits as well.
+        if apt-cache show "$name=$version" >/dev/null 2>&1; then
+            echo "$name=$version"
+        else
+            echo "$name"
+        fi
+    done
+}
+
+install_packages() {
+    say "not found: ${missing[*]}"
+    command -v apt-get >/dev/null || die "this is no Debian: install these commands by the means of your system"
+
+    local as_root=()
+    if [ "$(id -u)" -ne 0 ] && [ -z "$dry_run" ]; then
+        sudo -n true 2>/dev/null || die "run this as root, or: sudo apt-get install --no-install-recommends ${packages[*]}"
+        as_root=(sudo)
+    fi
+    if [ -z "$dry_run" ]; then
+        "${as_root[@]}" apt-get update -q || say "apt-get update failed: trying with the lists that are there"
+    fi
+
+    local wanted=() name qemu=
+    for name in "${packages[@]}"; do
+        if [ "$name" = qemu ]; then
+            qemu=1
+        else
+            wanted+=("$name")
+        fi
+    done
+    if [ -n "$qemu" ]; then
+        local found
+        found=$(qemu_packages)
+        mapfile -t -O "${#wanted[@]}" wanted <<<"$found"
+    fi
+
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends --no-remove)
+    if [ -n "$dry_run" ]; then
+        "${apt[@]}" --simulate "${wanted[@]}"
+    else
+        "${as_root[@]}" "${apt[@]}" "${wanted[@]}"
+    fi
+}
+
+if [ ${#packages[@]} -gt 0 ]; then
+    install_packages
+fi
+
+for tool in "${cargo_tools[@]}"; do
+    say "building $tool from crates.io, once"
+    if [ -z "$dry_run" ]; then
+        # As small a build as does the job: a tool that runs for seconds need not be compiled for minutes.
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+            CARGO_PROFILE_RELEASE_DEBUG=false cargo install --locked --quiet "$tool"
+    fi
+done
+
+if [ "$purpose" != build ] && [ "$purpose" != fuzz ] && [ ! -c /dev/fuse ]; then
+    say "/dev/fuse is not there: in a container, start it with --device /dev/fuse and CAP_SYS_ADMIN"
+fi
