@@ -4,6 +4,9 @@
 //! The rules are those of `docs/architecture.md`. The source is read as Rust tokens, so comments, strings and
 //! formatting do not matter, and a path inside a macro counts like any other.
 
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 #[path = "architecture/dependencies.rs"]
 mod dependencies;
 #[path = "architecture/rules.rs"]
@@ -68,7 +71,7 @@ fn every_module_has_a_layer_and_the_front_page_lists_them_all() {
 fn layer_row(row: &str) -> Option<(u8, String)> {
     let (layer, rest) = row.split_once('|')?;
     let (module, _) = rest.split_once('|')?;
-    let module = module.trim().trim_matches(['[', ']', '`']);
+    let module = module.split('`').nth(1)?;
     Some((layer.trim().parse().ok()?, module.to_owned()))
 }
 
