@@ -9,6 +9,7 @@
 //! | 1 | [`storage`] | the one I/O seam, the gate that decides which names may open, the block cache |
 //! | 2 | [`format`] | bytes ↔ structs, no I/O |
 //! | 3 | [`disk`] | flattened chains: where bytes are, and reading them |
+//! | 3 | [`nbd`] | NBD client: handshake as explicit states, commands in flight, extents |
 //! | 4 | [`catalog`] | which guests and backups a store holds |
 //! | 7 | [`cli`] | the command line |
 //!
@@ -21,4 +22,5 @@ pub mod catalog;
 pub mod cli;
 pub mod disk;
 pub mod format;
+pub mod nbd;
 pub mod storage;

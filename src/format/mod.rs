@@ -5,6 +5,7 @@
 
 pub mod filesystem;
 pub mod manifest;
+pub mod nbd;
 pub mod partition;
 pub mod qcow2;
 pub mod window;
