@@ -16,6 +16,6 @@ else
     {
         echo "WARNING: ADVISORIES WERE NOT CHECKED: the RustSec database cannot be reached and there is no earlier copy."
         echo "         Licences, bans and sources were. On a machine with network access, run: make lint"
-        sed 's/^/         | /' <<<"$reason"
+        echo "         Why: ${reason##*$'\n'}"
     } >&2
 fi

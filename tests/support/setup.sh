@@ -65,7 +65,7 @@ need_to_test() {
 
 need_to_bench() {
     need_to_demo
-    need qemu-storage-daemon qemu
+    need qemu-storage-daemon qemu-daemon
     need fio fio
 }
 
@@ -94,29 +94,28 @@ esac
 
 command -v cargo >/dev/null || die "cargo is not found: install Rust first (https://rustup.rs), at least the version in Cargo.toml"
 
-# The packages that hold QEMU's programs, all of one version.
+# qemu_packages qemu|qemu-daemon...: the packages that hold QEMU's tools and its storage daemon, of the QEMU that is there.
 #
-# qemu-storage-daemon moved from qemu-system-common to qemu-utils in 8.0, and the newer qemu-utils breaks the older
-# qemu-system-common: whoever has QEMU from backports and asks apt for "qemu-system-common" would have qemu-utils removed.
+# The daemon moved from qemu-system-common to qemu-utils in 8.0, and the newer qemu-utils breaks the older qemu-system-common:
+# on a machine with QEMU from backports, `apt-get install qemu-system-common` would remove qemu-utils.
 # So the version follows the QEMU that is installed, and only where there is none the release's own.
 qemu_packages() {
-    local version
+    local version name
     version=$(dpkg-query -W -f '${source:Package} ${db:Status-Status} ${Version}\n' qemu-utils 'qemu-system-*' 2>/dev/null |
         awk '$1 == "qemu" && $2 == "installed" { print $3; exit }')
     [ -n "$version" ] || version=$(apt-cache policy qemu-utils | awk '$1 == "Candidate:" { print $2 }')
-    local names=(qemu-utils)
-    if dpkg --compare-versions "$version" lt '1:8.0~'; then
-        names+=(qemu-system-common)
-    fi
-    local name
-    for name in "${names[@]}"; do
-        # The archive may hold a newer build of the same release only; then apt's own choice fits as well.
-        if apt-cache show "$name=$version" >/dev/null 2>&1; then
-            echo "$name=$version"
+    for name in "$@"; do
+        if [ "$name" = qemu-daemon ] && dpkg --compare-versions "$version" lt '1:8.0~'; then
+            name='qemu-system-common'
         else
-            echo "$name"
+            name='qemu-utils'
         fi
-    done
+        # The archive may hold a newer build of the same release only; then apt's own choice fits as well.
+        if apt-cache madison "$name" | awk '{ print $3 }' | grep -qxF "$version"; then
+            name=$name=$version
+        fi
+        echo "$name"
+    done | sort -u
 }
 
 install_packages() {
@@ -132,17 +131,16 @@ install_packages() {
         "${as_root[@]}" apt-get update -q || say "apt-get update failed: trying with the lists that are there"
     fi
 
-    local wanted=() name qemu=
+    local wanted=() qemu=() name
     for name in "${packages[@]}"; do
-        if [ "$name" = qemu ]; then
-            qemu=1
-        else
-            wanted+=("$name")
-        fi
+        case $name in
+            qemu | qemu-daemon) qemu+=("$name") ;;
+            *) wanted+=("$name") ;;
+        esac
     done
-    if [ -n "$qemu" ]; then
+    if [ ${#qemu[@]} -gt 0 ]; then
         local found
-        found=$(qemu_packages)
+        found=$(qemu_packages "${qemu[@]}")
         mapfile -t -O "${#wanted[@]}" wanted <<<"$found"
     fi
 
