@@ -11,8 +11,8 @@ CARGO_HOME ?= $(HOME)/.cargo
 export PATH := $(CARGO_HOME)/bin:$(PATH):/usr/sbin:/sbin
 
 PREFIX ?= /usr/local
-# mount(8) looks for helpers in /sbin alone.
-SBINDIR ?= /sbin
+# mount(8) looks for helpers in /sbin alone, which is /usr/sbin wherever the two are one.
+SBINDIR ?= $(if $(shell test -L /sbin && echo merged),/usr/sbin,/sbin)
 DESTDIR ?=
 FUZZ_SECONDS ?= 30
 
@@ -67,8 +67,7 @@ fuzz: ## run each fuzz target for FUZZ_SECONDS (30)
 	@$(setup) fuzz
 	tests/fuzz/run.sh $(FUZZ_SECONDS)
 
-install: ## install into DESTDIR and PREFIX: annals, mount.annals, manual pages, completions
-	ANNALS_BINDIR='$(PREFIX)/bin' cargo build --release --locked --workspace
+install: ## install what `make build` built: annals, mount.annals, manual pages, completions (DESTDIR, PREFIX)
 	tests/support/install.sh '$(DESTDIR)' '$(PREFIX)' '$(SBINDIR)'
 
 clean: ## remove what was built

@@ -50,8 +50,22 @@ const CONTRARY: [(&str, &str); 4] = [
     ("suid", "a mount of annals is always nosuid"),
 ];
 
-/// What `annals mount -o` takes, by name; a test holds this list and its own together.
-pub(crate) const ANNALS: &[&str] = &["allow_other", "nodev", "noexec", "nosuid", "ro"];
+/// What `annals mount -o` takes, by name. `tests/mount_helper.rs` of the root package holds this list and that of `annals` together.
+pub(crate) const ANNALS: [&str; 13] = [
+    "allow_other",
+    "allow_root",
+    "cache_size",
+    "default_permissions",
+    "gid",
+    "log_file",
+    "nodev",
+    "noexec",
+    "nonempty",
+    "nosuid",
+    "ro",
+    "uid",
+    "umask",
+];
 
 /// The options after sorting, each as it was written.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -128,7 +142,10 @@ mod tests {
 
     #[test]
     fn what_is_the_mounts_is_passed_on_in_its_order() {
-        assert_eq!(sorted("rw,nosuid,user,nodev,noexec,allow_other").0, "nosuid,nodev,noexec,allow_other");
+        assert_eq!(
+            sorted("rw,nosuid,user,nodev,noexec,allow_other,cache_size=64M,uid=1000").0,
+            "nosuid,nodev,noexec,allow_other,cache_size=64M,uid=1000"
+        );
     }
 
     #[test]
