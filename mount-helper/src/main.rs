@@ -5,6 +5,7 @@
 //! root on behalf of somebody else, decides by arguments alone. It links neither the library nor any crate.
 
 mod args;
+mod known;
 mod options;
 mod program;
 
