@@ -12,6 +12,9 @@ pub struct Timestamp(i64);
 const LAST_SECOND: i64 = 253_402_300_799;
 
 impl Timestamp {
+    /// 1970-01-01T00:00:00Z, for what has no time of its own.
+    pub const EPOCH: Self = Self(0);
+
     /// From seconds since the epoch, or `None` outside the years 1970 to 9999.
     #[must_use]
     pub fn from_epoch(seconds: i64) -> Option<Self> {

@@ -16,7 +16,7 @@ use crate::base::{Error, ErrorKind, Result, Timestamp};
 use crate::disk::{Disk, DiskEnv};
 use crate::format::manifest::{self, Attributes, SIZE_LIMIT, StoreMarker};
 use crate::storage::publish;
-use crate::storage::{EntryKind, FilePool, Gate, RelPath, StoreFile};
+use crate::storage::{EntryKind, FilePool, Gate, RelPath, Space, StoreFile};
 
 /// The file that marks a store.
 const MARKER: &str = "store.json";
@@ -111,6 +111,17 @@ impl Store {
     #[must_use]
     pub fn uuid(&self) -> Option<Uuid> {
         self.marker.as_ref().map(|m| m.uuid)
+    }
+
+    /// When a guest was last added to it or taken away, as its directory's time says.
+    pub fn modified(&self) -> Result<Timestamp> {
+        let stamp = self.gate.dir_stamp(None).context(|| "store")?;
+        Ok(Timestamp::from_epoch(stamp.modified()).unwrap_or(Timestamp::EPOCH))
+    }
+
+    /// The room on the file system that holds it.
+    pub fn space(&self) -> Result<Space> {
+        self.gate.space().context(|| "store")
     }
 
     /// The guests, by id.

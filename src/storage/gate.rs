@@ -62,6 +62,12 @@ impl DirStamp {
         (self.identity.device, self.identity.inode)
     }
 
+    /// When the list of names last changed, in seconds since the epoch.
+    #[must_use]
+    pub fn modified(&self) -> i64 {
+        i64::try_from(self.identity.mtime_ns.div_euclid(1_000_000_000)).unwrap_or_default()
+    }
+
     /// Whether a change made right after this stamp was taken could leave the stamp as it is,
     /// because the file system's clock ticks too slowly. `now_ns` is the time when it was taken.
     #[must_use]
@@ -69,6 +75,19 @@ impl DirStamp {
         const SLOWEST_TICK_NS: i128 = 2_000_000_000;
         self.ctime_ns.max(self.identity.mtime_ns) + SLOWEST_TICK_NS >= now_ns
     }
+}
+
+/// The room on the file system that holds a directory, in blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes in a block.
+    pub block_size: u64,
+    /// All blocks.
+    pub blocks: u64,
+    /// Blocks not in use.
+    pub free: u64,
+    /// Blocks not in use that anybody may take.
+    pub available: u64,
 }
 
 /// A directory beneath which, and only beneath which, names are opened.
@@ -163,6 +182,13 @@ impl Gate {
                 .map_err(failed)?,
         };
         Ok(DirStamp { identity: file_stat(&statx).identity, ctime_ns: nanoseconds(statx.stx_ctime) })
+    }
+
+    /// The room on the file system that holds the directory.
+    pub fn space(&self) -> Result<Space> {
+        let stat = rustix::fs::fstatvfs(&self.0.dir)
+            .map_err(|e| Error::io(format!("cannot ask for the room around {}", self.describe(None)), e))?;
+        Ok(Space { block_size: stat.f_frsize, blocks: stat.f_blocks, free: stat.f_bfree, available: stat.f_bavail })
     }
 
     /// The directory's own name.

@@ -12,7 +12,7 @@ mod pool;
 pub mod publish;
 
 pub use cache::{BlockCache, BlockKey, CacheStats};
-pub use gate::{DirEntry, DirStamp, EntryKind, FileStat, Gate};
+pub use gate::{DirEntry, DirStamp, EntryKind, FileStat, Gate, Space};
 pub use path::RelPath;
 pub use pool::{FilePool, StoreFile};
 

@@ -1,0 +1,211 @@
+//! The table of what the kernel has looked up: inode number → what it is.
+//!
+//! A node stays while the kernel holds lookups of it, or while a node below it stays. Two things never share a
+//! number: where the number that a name gives is taken, the next one of the same name is tried.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::inode::Inode;
+use crate::base::{Error, ErrorKind, Result, Timestamp};
+
+/// What a node is, and its name among its siblings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum What {
+    Root,
+    Guest(Box<str>),
+    /// The symlink to the newest backup.
+    Latest,
+    Backup(ShortName),
+    /// A file of a backup, shown as it is.
+    File(Box<str>),
+    /// The flattened disk of that name.
+    Disk(Box<str>),
+    /// A partition of the disk of that name, by its number.
+    Partition(Box<str>, u32),
+    /// The text that says why the disk of that name cannot be read.
+    Broken(Box<str>),
+    /// The directory `.annals`.
+    Control,
+    /// `status.json` in it.
+    Status,
+}
+
+impl What {
+    /// Feeds what tells this thing from its siblings. The order and the tags are part of every inode number.
+    pub(super) fn identify(&self, mut feed: impl FnMut(&[u8])) {
+        let mut name = |tag: u8, name: &str| {
+            feed(&[tag]);
+            feed(name.as_bytes());
+            feed(&[0]);
+        };
+        match self {
+            Self::Root => name(0, ""),
+            Self::Guest(id) => name(1, id),
+            Self::Latest => name(2, ""),
+            Self::Backup(backup) => name(3, &backup.to_text()),
+            Self::File(file) => name(4, file),
+            Self::Disk(disk) => name(5, disk),
+            Self::Partition(disk, number) => {
+                name(6, disk);
+                feed(&number.to_le_bytes());
+            }
+            Self::Broken(disk) => name(7, disk),
+            Self::Control => name(8, ""),
+            Self::Status => name(9, ""),
+        }
+    }
+}
+
+/// A backup's name in 16 bytes without an allocation where it is a plain time, as nearly all are: a listing of a large
+/// store makes hundreds of thousands of these.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ShortName {
+    Time(Timestamp),
+    Other(Box<str>),
+}
+
+impl ShortName {
+    pub(super) fn new(name: &str) -> Self {
+        Timestamp::parse_file_name(name).map_or_else(|| Self::Other(name.into()), Self::Time)
+    }
+
+    pub(super) fn to_text(&self) -> String {
+        match self {
+            Self::Time(time) => time.file_name(),
+            Self::Other(name) => name.to_string(),
+        }
+    }
+}
+
+/// What is behind a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Node {
+    pub(super) parent: Inode,
+    pub(super) what: What,
+    /// Tells the content of a file from another one under the same name; 0 for what has no content of its own.
+    pub(super) version: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    node: Node,
+    /// What the kernel must still forget.
+    lookups: u64,
+    /// Nodes in the table whose parent this is.
+    children: u64,
+}
+
+/// How many numbers of one name are looked at for the thing itself before a free one is taken. The same name is in the
+/// table more than once only while files that were replaced are still open.
+const LOOKED_AT: u8 = 4;
+
+#[derive(Debug)]
+pub(super) struct Nodes(Mutex<HashMap<Inode, Slot>>);
+
+impl Nodes {
+    pub(super) fn new() -> Self {
+        let root = Node { parent: Inode::ROOT, what: What::Root, version: 0 };
+        let slot = Slot { node: root, lookups: 1, children: 0 };
+        Self(Mutex::new(HashMap::from([(Inode::ROOT, slot)])))
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<Inode, Slot>> {
+        // No operation below panics half-way through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the number stands for.
+    pub(super) fn get(&self, inode: Inode) -> Result<Node> {
+        self.table().get(&inode).map(|slot| slot.node.clone()).ok_or_else(|| unknown(inode))
+    }
+
+    /// What the number stands for, and what holds it, up to the root.
+    pub(super) fn path(&self, inode: Inode) -> Result<Vec<Node>> {
+        let table = self.table();
+        let mut path = Vec::with_capacity(4);
+        let mut at = inode;
+        while at != Inode::ROOT {
+            let node = &table.get(&at).ok_or_else(|| unknown(inode))?.node;
+            path.push(node.clone());
+            at = node.parent;
+        }
+        Ok(path)
+    }
+
+    /// The number of `node`, which the kernel is told now: to be forgotten once more.
+    pub(super) fn look_up(&self, node: Node) -> Result<Inode> {
+        let mut table = self.table();
+        if !table.contains_key(&node.parent) {
+            return Err(unknown(node.parent));
+        }
+        let inode = place(&table, &node)?;
+        if let Some(slot) = table.get_mut(&inode) {
+            slot.lookups = slot.lookups.saturating_add(1);
+            return Ok(inode);
+        }
+        if let Some(parent) = table.get_mut(&node.parent) {
+            parent.children = parent.children.saturating_add(1);
+        }
+        table.insert(inode, Slot { node, lookups: 1, children: 0 });
+        Ok(inode)
+    }
+
+    /// The number that `node` has or would get, for a listing that the kernel does not count as a lookup.
+    pub(super) fn number(&self, node: &Node) -> Result<Inode> {
+        place(&self.table(), node)
+    }
+
+    /// The kernel has forgotten `count` lookups.
+    pub(super) fn forget(&self, inode: Inode, count: u64) {
+        let mut table = self.table();
+        let Some(slot) = table.get_mut(&inode) else { return };
+        if inode == Inode::ROOT {
+            return;
+        }
+        slot.lookups = slot.lookups.saturating_sub(count);
+        let mut at = inode;
+        while let Some(slot) = table.get(&at) {
+            if at == Inode::ROOT || slot.lookups > 0 || slot.children > 0 {
+                break;
+            }
+            let parent = slot.node.parent;
+            table.remove(&at);
+            if let Some(parent) = table.get_mut(&parent) {
+                parent.children = parent.children.saturating_sub(1);
+            }
+            at = parent;
+        }
+        const WORTH_SHRINKING: usize = 1024;
+        if table.capacity() > WORTH_SHRINKING && table.len() < table.capacity() / 8 {
+            let keep = table.len() * 2;
+            table.shrink_to(keep);
+        }
+    }
+
+    /// How many nodes there are.
+    pub(super) fn len(&self) -> usize {
+        self.table().len()
+    }
+}
+
+/// The number under which the table holds `node`, or the first one of its name that is free.
+fn place(table: &HashMap<Inode, Slot>, node: &Node) -> Result<Inode> {
+    let mut free = None;
+    for attempt in 0..=u8::MAX {
+        if attempt >= LOOKED_AT && free.is_some() {
+            break;
+        }
+        let inode = Inode::derive(node.parent, &node.what, attempt);
+        match table.get(&inode) {
+            Some(slot) if slot.node == *node => return Ok(inode),
+            Some(_) => {}
+            None => free = free.or(Some(inode)),
+        }
+    }
+    free.ok_or_else(|| Error::new(ErrorKind::Limit, "every inode number that this name can have is taken"))
+}
+
+fn unknown(inode: Inode) -> Error {
+    Error::new(ErrorKind::Changed, format!("inode {inode} is not known any more"))
+}

@@ -1,0 +1,520 @@
+//! The tree: every question of a reader, answered from the catalog and the disks.
+
+use std::ffi::OsStr;
+use std::sync::{Arc, PoisonError};
+
+use quick_cache::sync::Cache;
+
+use super::attr::{Attributes, Entry, FileKind, Ownership};
+use super::dir::{Item, Listing};
+use super::faults::{Faults, Subject};
+use super::file::{Allocated, Content, OpenFile, Whence};
+use super::handles::Handles;
+use super::nodes::{Node, Nodes, ShortName, What};
+use super::status::{Seen, Status};
+use super::view::{Slot, Source, View, ViewEntry, disk_version, file_version};
+use super::{CONTROL_NAME, Handle, Inode, LATEST_NAME, STATUS_NAME};
+use crate::base::{Error, ErrorKind, GuestOffset, Result, Timestamp};
+use crate::catalog::{BackupName, Guest, GuestId, Store};
+use crate::disk::DiskEnv;
+use crate::storage::Space;
+
+/// How many backups' directories are kept as they were last looked into.
+const VIEWS_KEPT: usize = 256;
+
+/// A store as a tree of files. Every method may be called from any thread.
+#[derive(Debug)]
+pub struct Tree {
+    store: Store,
+    env: Arc<DiskEnv>,
+    ownership: Ownership,
+    nodes: Nodes,
+    handles: Handles,
+    views: Cache<(GuestId, BackupName), Arc<Slot>>,
+    faults: Faults,
+    seen: Seen,
+}
+
+/// A file that was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// By which it is read and closed.
+    pub handle: Handle,
+    /// Whether its content changes from one open to the next, so that nothing of it may be cached.
+    pub volatile: bool,
+}
+
+/// One name of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirEntry<'a> {
+    /// The number that a lookup of the name gives.
+    pub inode: Inode,
+    /// What it is.
+    pub kind: FileKind,
+    /// The name.
+    pub name: &'a str,
+    /// Where the listing goes on after it.
+    pub next: u64,
+}
+
+/// What stands between the root and a node.
+struct Location {
+    node: Node,
+    guest: Option<GuestId>,
+    backup: Option<String>,
+}
+
+impl Tree {
+    /// The tree of `store`, whose disks share `env`. Reads nothing.
+    #[must_use]
+    pub fn new(store: Store, env: Arc<DiskEnv>, ownership: Ownership) -> Self {
+        Self {
+            store,
+            env,
+            ownership,
+            nodes: Nodes::new(),
+            handles: Handles::default(),
+            views: Cache::new(VIEWS_KEPT),
+            faults: Faults::new(),
+            seen: Seen::default(),
+        }
+    }
+
+    /// The store shown.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The entry `name` of the directory `parent`; must be [forgotten](Self::forget) once.
+    pub fn lookup(&self, parent: Inode, name: &OsStr) -> Result<Entry> {
+        let absent = || Error::new(ErrorKind::NotFound, format!("there is no {}", name.display()));
+        let name = name.to_str().ok_or_else(absent)?;
+        let at = self.locate(parent)?;
+        let (what, version) = match &at.node.what {
+            What::Root if name == CONTROL_NAME => (What::Control, 0),
+            What::Root => {
+                let id: GuestId = name.parse().map_err(|_| absent())?;
+                // A directory that is there but is not listed is no guest.
+                self.store.guests()?.binary_search(&id).map_err(|_| absent())?;
+                (What::Guest(name.into()), 0)
+            }
+            What::Control if name == STATUS_NAME => (What::Status, 0),
+            What::Guest(_) if name == LATEST_NAME => (What::Latest, 0),
+            What::Guest(_) => {
+                let guest = self.guest(&at)?;
+                (What::Backup(ShortName::new(guest.find(name).ok_or_else(absent)?.name.as_str())), 0)
+            }
+            What::Backup(_) => {
+                let view = self.view(&at)?;
+                let entry = view.find(name).ok_or_else(absent)?;
+                let node = Node { parent, what: entry.what.clone(), version: entry.version };
+                let inode = self.nodes.look_up(node)?;
+                return Ok(self.file_entry(inode, view.backup.summary.time, entry.size, entry.allocated()));
+            }
+            What::Control | What::Latest | What::Status => return Err(absent()),
+            What::File(_) | What::Disk(_) | What::Partition(..) | What::Broken(_) => return Err(absent()),
+        };
+        let node = Node { parent, what, version };
+        let attributes = self.directory_attributes(&Location { node: node.clone(), ..at })?;
+        let inode = self.nodes.look_up(node)?;
+        Ok(Entry::changing(Attributes { inode, ..attributes }))
+    }
+
+    /// The kernel has dropped `count` of the lookups that it was told of.
+    pub fn forget(&self, inode: Inode, count: u64) {
+        self.nodes.forget(inode, count);
+    }
+
+    /// All attributes. For a disk this may go through its whole map, once.
+    pub fn attributes(&self, inode: Inode) -> Result<Entry> {
+        let file = match self.handles.content(inode) {
+            Some(open) => open,
+            None => {
+                let at = self.locate(inode)?;
+                match at.node.what {
+                    What::File(_) | What::Disk(_) | What::Partition(..) | What::Broken(_) => {
+                        let (view, entry) = self.entry(&at)?;
+                        if let Some(known) = entry.allocated() {
+                            let time = view.backup.summary.time;
+                            return Ok(self.file_entry(inode, time, entry.size, Some(known)));
+                        }
+                        self.open_entry(&at, &view, &entry)?
+                    }
+                    _ => {
+                        let attributes = self.directory_attributes(&at)?;
+                        return Ok(Entry::changing(Attributes { inode, ..attributes }));
+                    }
+                }
+            }
+        };
+        Ok(self.file_entry(inode, file.time, file.size, Some(file.allocated())))
+    }
+
+    /// Where a symlink leads.
+    pub fn read_link(&self, inode: Inode) -> Result<String> {
+        let at = self.locate(inode)?;
+        match at.node.what {
+            What::Latest => {
+                let guest = self.guest(&at)?;
+                let latest = guest.latest().ok_or_else(|| none_left(&guest.id))?;
+                Ok(latest.name.to_string())
+            }
+            _ => Err(Error::new(ErrorKind::Usage, format!("inode {inode} is not a symlink"))),
+        }
+    }
+
+    /// Opens a file for reading; must be [closed](Self::close).
+    pub fn open(&self, inode: Inode) -> Result<Opened> {
+        if let Some(open) = self.handles.content(inode) {
+            return Ok(Opened { handle: self.handles.open_shared(inode, open), volatile: false });
+        }
+        let at = self.locate(inode)?;
+        match at.node.what {
+            What::Status => {
+                let file = self.status_file()?;
+                Ok(Opened { handle: self.handles.open_private(inode, file), volatile: true })
+            }
+            What::File(_) | What::Disk(_) | What::Partition(..) | What::Broken(_) => {
+                let (view, entry) = self.entry(&at)?;
+                let file = self.open_entry(&at, &view, &entry)?;
+                Ok(Opened { handle: self.handles.open_shared(inode, file), volatile: false })
+            }
+            What::Root | What::Control | What::Guest(_) | What::Latest | What::Backup(_) => {
+                Err(Error::new(ErrorKind::Usage, format!("inode {inode} is not a file")))
+            }
+        }
+    }
+
+    /// Reads into `buf` from byte `at`; short only at the end of the file. A failure has been logged when it is returned.
+    pub fn read(&self, handle: Handle, buf: &mut [u8], at: u64) -> Result<usize> {
+        let open = self.handles.file(handle)?;
+        let len = buf.len() as u64;
+        if let Some(range) = open.ahead.note(at, len) {
+            open.file.will_need(range);
+        }
+        open.file.read_at(buf, at).inspect_err(|error| self.faults.report(&open.file.subject, at, len, error))
+    }
+
+    /// The next data or hole at or after byte `at`; `None` where there is none.
+    pub fn seek(&self, handle: Handle, at: u64, whence: Whence) -> Result<Option<u64>> {
+        let open = self.handles.file(handle)?;
+        open.file.seek(at, whence).inspect_err(|error| self.faults.report(&open.file.subject, at, 0, error))
+    }
+
+    /// Ends what [`open`](Self::open) began.
+    pub fn close(&self, handle: Handle) {
+        self.handles.close_file(handle);
+    }
+
+    /// Opens a directory for listing; must be [closed](Self::close_dir).
+    pub fn open_dir(&self, inode: Inode) -> Result<Handle> {
+        let node = self.nodes.get(inode)?;
+        match node.what {
+            What::Root | What::Control | What::Guest(_) | What::Backup(_) => Ok(self.handles.open_dir(inode)),
+            _ => Err(Error::new(ErrorKind::Usage, format!("inode {inode} is not a directory"))),
+        }
+    }
+
+    /// Lists a directory from position `from` on (0, or a [`DirEntry::next`]) until `emit` refuses an entry.
+    ///
+    /// The listing is that of the moment when position 0 was read through this handle, whatever changes meanwhile.
+    pub fn read_dir(&self, handle: Handle, from: u64, mut emit: impl FnMut(DirEntry<'_>) -> bool) -> Result<()> {
+        self.walk(handle, from, |place| match place {
+            Place::Dot(entry) => Ok(emit(entry)),
+            Place::Item(item, next) => {
+                let inode = self.nodes.number(&item.node)?;
+                Ok(emit(DirEntry { inode, kind: item.kind, name: item.name, next }))
+            }
+        })
+    }
+
+    /// As [`read_dir`](Self::read_dir), with attributes. Each entry that `emit` takes, `.` and `..` aside, counts as one
+    /// lookup.
+    pub fn read_dir_plus(
+        &self,
+        handle: Handle,
+        from: u64,
+        mut emit: impl FnMut(DirEntry<'_>, &Entry) -> bool,
+    ) -> Result<()> {
+        self.walk(handle, from, |place| match place {
+            Place::Dot(entry) => {
+                let attributes = self.ownership.attributes(entry.inode, FileKind::Directory, Timestamp::EPOCH, 0, 0);
+                Ok(emit(entry, &Entry::incomplete(attributes)))
+            }
+            Place::Item(item, next) => {
+                let (name, kind) = (item.name, item.kind);
+                let entry = self.item_entry(item)?;
+                let inode = entry.attributes.inode;
+                let taken = emit(DirEntry { inode, kind, name, next }, &entry);
+                if !taken {
+                    self.nodes.forget(inode, 1);
+                }
+                Ok(taken)
+            }
+        })
+    }
+
+    /// Ends what [`open_dir`](Self::open_dir) began.
+    pub fn close_dir(&self, handle: Handle) {
+        self.handles.close_dir(handle);
+    }
+
+    /// The room on the file system that holds the store.
+    pub fn space(&self) -> Result<Space> {
+        self.store.space()
+    }
+
+    fn walk(&self, handle: Handle, from: u64, mut visit: impl FnMut(Place<'_>) -> Result<bool>) -> Result<()> {
+        let dir = self.handles.dir(handle)?;
+        let listing = {
+            let mut slot = dir.listing.lock().unwrap_or_else(PoisonError::into_inner);
+            match slot.as_ref().filter(|_| from > 0) {
+                Some(listing) => listing.clone(),
+                None => slot.insert(Arc::new(self.list(dir.inode)?)).clone(),
+            }
+        };
+        for position in from.. {
+            let next = position.saturating_add(1);
+            let dot = |inode, name| Place::Dot(DirEntry { inode, kind: FileKind::Directory, name, next });
+            let place = match position.checked_sub(2) {
+                None if position == 0 => dot(dir.inode, "."),
+                None => dot(self.nodes.get(dir.inode)?.parent, ".."),
+                Some(at) => match listing.item(dir.inode, crate::base::units::to_usize(at)) {
+                    Some(item) => Place::Item(item, next),
+                    None => break,
+                },
+            };
+            if !visit(place)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self, inode: Inode) -> Result<Listing> {
+        let at = self.locate(inode)?;
+        match at.node.what {
+            What::Root => Ok(Listing::Root(self.store.guests()?)),
+            What::Control => Ok(Listing::Control),
+            What::Guest(_) => Ok(Listing::Guest(self.guest(&at)?)),
+            What::Backup(_) => Ok(Listing::Backup(self.view(&at)?)),
+            _ => Err(Error::new(ErrorKind::Usage, format!("inode {inode} is not a directory"))),
+        }
+    }
+
+    /// Counts a lookup of a listed name and says what is known of it.
+    fn item_entry(&self, item: Item<'_>) -> Result<Entry> {
+        let inode = self.nodes.look_up(item.node)?;
+        let time = item.time.unwrap_or(Timestamp::EPOCH);
+        let allocated = item.allocated.unwrap_or(item.size);
+        let attributes = self.ownership.attributes(inode, item.kind, time, item.size, allocated);
+        Ok(match (item.time.is_some() && item.allocated.is_some(), item.kind) {
+            (false, _) => Entry::incomplete(attributes),
+            (true, FileKind::Regular) => Entry::fixed(attributes),
+            (true, FileKind::Directory | FileKind::Symlink) => Entry::changing(attributes),
+        })
+    }
+
+    fn file_entry(&self, inode: Inode, time: Timestamp, size: u64, allocated: Option<u64>) -> Entry {
+        let attributes = |bytes| self.ownership.attributes(inode, FileKind::Regular, time, size, bytes);
+        allocated.map_or_else(|| Entry::incomplete(attributes(size)), |bytes| Entry::fixed(attributes(bytes)))
+    }
+
+    /// The attributes of everything that is not a file of a backup, but for its number.
+    fn directory_attributes(&self, at: &Location) -> Result<Attributes> {
+        let (kind, time, size) = match &at.node.what {
+            What::Root | What::Control => (FileKind::Directory, self.store.modified()?, 0),
+            What::Status => (FileKind::Regular, self.store.modified()?, 0),
+            What::Guest(id) => {
+                let guest = self.guest_of_id(&id.parse()?)?;
+                (FileKind::Directory, guest.latest().map_or(Timestamp::EPOCH, |latest| latest.time), 0)
+            }
+            What::Latest => {
+                let guest = self.guest(at)?;
+                let latest = guest.latest().ok_or_else(|| none_left(&guest.id))?;
+                (FileKind::Symlink, latest.time, latest.name.as_str().len() as u64)
+            }
+            What::Backup(name) => {
+                let guest = self.guest(at)?;
+                let name = name.to_text();
+                let backup = guest.find(&name).ok_or_else(|| no_backup(&guest.id, &name))?;
+                (FileKind::Directory, backup.time, 0)
+            }
+            What::File(_) | What::Disk(_) | What::Partition(..) | What::Broken(_) => {
+                return Err(Error::new(ErrorKind::Usage, "a file of a backup is not a directory"));
+            }
+        };
+        Ok(self.ownership.attributes(Inode::ROOT, kind, time, size, 0))
+    }
+
+    fn locate(&self, inode: Inode) -> Result<Location> {
+        if inode == Inode::ROOT {
+            return Ok(Location { node: self.nodes.get(inode)?, guest: None, backup: None });
+        }
+        let path = self.nodes.path(inode)?;
+        let (mut guest, mut backup) = (None, None);
+        for node in &path {
+            match &node.what {
+                What::Guest(id) => guest = Some(id.parse()?),
+                What::Backup(name) => backup = Some(name.to_text()),
+                _ => {}
+            }
+        }
+        let node = path.into_iter().next();
+        let node =
+            node.ok_or_else(|| Error::new(ErrorKind::Changed, format!("inode {inode} is not known any more")))?;
+        Ok(Location { node, guest, backup })
+    }
+
+    fn guest(&self, at: &Location) -> Result<Arc<Guest>> {
+        self.guest_of_id(at.guest.as_ref().ok_or_else(|| Error::new(ErrorKind::Usage, "not within a guest"))?)
+    }
+
+    fn guest_of_id(&self, id: &GuestId) -> Result<Arc<Guest>> {
+        match self.store.guest(id) {
+            Ok(guest) => {
+                self.seen.guest(&guest);
+                Ok(guest)
+            }
+            Err(error) => {
+                if error.kind() == ErrorKind::NotFound {
+                    self.seen.no_guest(id);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn slot(&self, guest: &GuestId, name: &BackupName) -> Arc<Slot> {
+        let key = (guest.clone(), name.clone());
+        let Ok(slot) = self.views.get_or_insert_with(&key, || Ok::<_, std::convert::Infallible>(Arc::default()));
+        slot
+    }
+
+    /// The directory of the backup that holds `at`, or is it.
+    fn view(&self, at: &Location) -> Result<Arc<View>> {
+        let guest = self.guest(at)?;
+        let text = at.backup.as_deref().ok_or_else(|| Error::new(ErrorKind::Usage, "not within a backup"))?;
+        let name = match guest.find(text) {
+            Some(summary) => &summary.name,
+            None => return Err(no_backup(&guest.id, text)),
+        };
+        let backup = self.store.backup(&guest.id, name).inspect_err(|error| {
+            if error.kind() == ErrorKind::NotFound {
+                self.seen.no_backup(&guest.id, name);
+            }
+        })?;
+        let view = self.slot(&guest.id, name).get(&self.store, &backup);
+        self.seen.view(&view);
+        Ok(view)
+    }
+
+    /// What the view says now of a node that is a file; fails when it has other content by now.
+    fn entry(&self, at: &Location) -> Result<(Arc<View>, ViewEntry)> {
+        let view = self.view(at)?;
+        let entry = view.entry(&at.node.what).ok_or_else(|| Error::new(ErrorKind::NotFound, "it is gone"))?.clone();
+        if entry.version != at.node.version {
+            return Err(replaced(&entry));
+        }
+        Ok((view, entry))
+    }
+
+    /// Opens what `entry` stands for, and makes sure that it is what the node was looked up as.
+    fn open_entry(&self, at: &Location, view: &View, entry: &ViewEntry) -> Result<Arc<OpenFile>> {
+        let backup = &view.backup;
+        let (name, opened) = match &entry.source {
+            Source::Text(text) => (&*entry.name, Ok((Content::Text(text.clone()), entry.version))),
+            Source::File(file) => {
+                let opened = self.store.open_file(backup, file);
+                (
+                    &*entry.name,
+                    opened.map(|file| {
+                        let version = file_version(&file);
+                        (Content::Stored(file), version)
+                    }),
+                )
+            }
+            Source::Disk(disk, window) => {
+                let start = window.map_or(GuestOffset(0), |window| window.start());
+                let opened = self.store.disk(backup, disk);
+                (
+                    disk.name.as_str(),
+                    opened.map(|disk| {
+                        let version = disk_version(&disk);
+                        (Content::Disk { disk, start }, version)
+                    }),
+                )
+            }
+        };
+        let subject = Subject {
+            guest: backup.guest.as_str().into(),
+            backup: backup.summary.name.as_str().into(),
+            file: name.into(),
+        };
+        let discard = || self.slot(&backup.guest, &backup.summary.name).discard();
+        let (content, version) = opened.inspect_err(|error| {
+            // Whatever the view said does not hold any more.
+            discard();
+            self.faults.report(&subject, 0, 0, error);
+        })?;
+        if version != at.node.version {
+            discard();
+            return Err(replaced(entry));
+        }
+        let (size, time, allocated) = (entry.size, backup.summary.time, entry.allocated.clone());
+        Ok(Arc::new(OpenFile { subject, content, size, time, allocated }))
+    }
+
+    fn status_file(&self) -> Result<Arc<OpenFile>> {
+        let (guests_seen, backups_seen, broken) = self.seen.summary();
+        let (failed_reads, recent_failed_reads) = self.faults.recent();
+        let status = Status {
+            version: 1,
+            annals: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            store: self.store.path().to_owned(),
+            uuid: self.store.uuid(),
+            guests: self.store.guests()?.len(),
+            guests_seen,
+            backups_seen,
+            broken,
+            cache: self.env.cache_stats(),
+            map_bytes: self.env.map_bytes(),
+            inodes: self.nodes.len(),
+            open_files: self.handles.open_files(),
+            failed_reads,
+            recent_failed_reads,
+        };
+        let mut text = serde_json::to_string_pretty(&status)
+            .map_err(|e| Error::new(ErrorKind::Io, "cannot write the status as JSON").with_source(e))?;
+        text.push('\n');
+        Ok(Arc::new(OpenFile {
+            subject: Subject { guest: "-".into(), backup: "-".into(), file: STATUS_NAME.into() },
+            size: text.len() as u64,
+            content: Content::Text(text.into()),
+            time: Timestamp::EPOCH,
+            allocated: Allocated::default(),
+        }))
+    }
+}
+
+/// A step of a walk through a directory.
+enum Place<'a> {
+    /// `.` or `..`.
+    Dot(DirEntry<'a>),
+    /// Anything else, and the position after it.
+    Item(Item<'a>, u64),
+}
+
+fn replaced(entry: &ViewEntry) -> Error {
+    Error::new(ErrorKind::Changed, format!("'{}' has other content than when it was looked up", entry.name))
+}
+
+fn none_left(guest: &GuestId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("guest {guest} has no backup"))
+}
+
+fn no_backup(guest: &GuestId, name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("guest {guest} has no backup {name}"))
+}

@@ -1,0 +1,243 @@
+//! What a backup's directory shows: its files, its disks and their partitions, and a text for each broken disk.
+//!
+//! A view is made when a backup is first looked into, and kept: it opens every chain and reads every partition table
+//! once. It holds no disk open.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::file::Allocated;
+use super::inode::Hash;
+use super::nodes::What;
+use crate::base::{Error, ErrorKind, GuestOffset, GuestRange};
+use crate::catalog::{Backup, BackupFile, DiskEntry, Store};
+use crate::disk::{Disk, PartitionTable, partitions};
+use crate::storage::{FileIdentity, Storage};
+
+/// One name in a backup's directory.
+#[derive(Debug, Clone)]
+pub(super) struct ViewEntry {
+    pub(super) name: Box<str>,
+    pub(super) what: What,
+    pub(super) size: u64,
+    /// Tells this content from any other that the name has had or will have while this process runs.
+    pub(super) version: u64,
+    pub(super) source: Source,
+    pub(super) allocated: Allocated,
+}
+
+impl ViewEntry {
+    /// Allocated bytes, where they are known without counting.
+    pub(super) fn allocated(&self) -> Option<u64> {
+        match self.source {
+            Source::File(_) | Source::Text(_) => Some(self.size),
+            Source::Disk(..) => self.allocated.known(),
+        }
+    }
+}
+
+/// Where an entry's bytes are found when it is opened.
+#[derive(Debug, Clone)]
+pub(super) enum Source {
+    File(BackupFile),
+    /// A disk (`None`) or the part of it.
+    Disk(DiskEntry, Option<GuestRange>),
+    Text(Arc<str>),
+}
+
+/// A backup's directory.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) backup: Arc<Backup>,
+    /// By name.
+    pub(super) entries: Vec<ViewEntry>,
+    made: Instant,
+}
+
+/// How long a disk that could not be opened is called broken before it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl View {
+    /// The entry of that name.
+    pub(super) fn find(&self, name: &str) -> Option<&ViewEntry> {
+        self.entries.binary_search_by(|entry| (*entry.name).cmp(name)).ok().and_then(|at| self.entries.get(at))
+    }
+
+    /// The entry of that node.
+    pub(super) fn entry(&self, what: &What) -> Option<&ViewEntry> {
+        self.entries.iter().find(|entry| entry.what == *what)
+    }
+
+    /// The disks that cannot be read, and why.
+    pub(super) fn broken(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.entries.iter().filter_map(|entry| match (&entry.what, &entry.source) {
+            (What::Broken(disk), Source::Text(text)) => Some((&**disk, text.lines().next().unwrap_or_default())),
+            _ => None,
+        })
+    }
+
+    fn holds(&self, backup: &Arc<Backup>) -> bool {
+        Arc::ptr_eq(&self.backup, backup) && (self.made.elapsed() < RETRY || self.broken().next().is_none())
+    }
+
+    /// Looks at every disk and file of `backup`. What is known from `old` about the same content is kept.
+    fn make(store: &Store, backup: &Arc<Backup>, old: Option<&Self>) -> Self {
+        let mut names = Names { entries: BTreeMap::new(), old, backup };
+        let mut parts = Vec::new();
+        for entry in &backup.disks {
+            match store.disk(backup, entry) {
+                Ok(disk) => {
+                    let version = disk_version(&disk);
+                    let windows = names
+                        .known_partitions(&entry.name, version)
+                        .unwrap_or_else(|| find_partitions(backup, entry, &disk));
+                    let what = What::Disk(entry.name.as_str().into());
+                    let name = format!("{}.raw", entry.name);
+                    names.add(name, what, disk.size(), version, Source::Disk(entry.clone(), None));
+                    parts.extend(windows.into_iter().map(|(number, range)| (entry, version, number, range)));
+                }
+                Err(error) => {
+                    let text = broken_text(entry, &error);
+                    let what = What::Broken(entry.name.as_str().into());
+                    let (size, version) = (text.len() as u64, text_version(&text));
+                    names.add(format!("{}.broken", entry.name), what, size, version, Source::Text(text.into()));
+                }
+            }
+        }
+        // Whole disks and files of the backup keep their names against partitions.
+        for file in &backup.files {
+            let (size, version) = match store.open_file(backup, file) {
+                Ok(open) => (open.size(), file_version(&open)),
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                // Listed all the same: opening it says what is wrong.
+                Err(_) => (file.size, 0),
+            };
+            let what = What::File(file.name.as_str().into());
+            names.add(file.name.clone(), what, size, version, Source::File(file.clone()));
+        }
+        for (entry, version, number, range) in parts {
+            let what = What::Partition(entry.name.as_str().into(), number);
+            let name = format!("{}.part{number}.raw", entry.name);
+            names.add(name, what, range.len(), version, Source::Disk(entry.clone(), Some(range)));
+        }
+        let entries = names.entries.into_values().collect();
+        Self { backup: backup.clone(), entries, made: Instant::now() }
+    }
+}
+
+/// Entries by name while they are collected.
+struct Names<'a> {
+    entries: BTreeMap<Box<str>, ViewEntry>,
+    old: Option<&'a View>,
+    backup: &'a Backup,
+}
+
+impl Names<'_> {
+    fn add(&mut self, name: String, what: What, size: u64, version: u64, source: Source) {
+        let name: Box<str> = name.into();
+        if let Some(taken) = self.entries.get(&name) {
+            tracing::warn!(
+                "guest {}, backup {}: {what:?} is not shown, its name '{name}' is that of {:?}",
+                self.backup.guest,
+                self.backup.summary.name,
+                taken.what
+            );
+            return;
+        }
+        let known = self.old.and_then(|old| old.find(&name)).filter(|old| old.version == version && old.what == what);
+        let allocated = known.map(|old| old.allocated.clone()).unwrap_or_default();
+        self.entries.insert(name.clone(), ViewEntry { name, what, size, version, source, allocated });
+    }
+
+    /// The partitions that the old view found in the same disk.
+    fn known_partitions(&self, disk: &str, version: u64) -> Option<Vec<(u32, GuestRange)>> {
+        let old = self.old?;
+        let whole = |e: &ViewEntry| matches!(&e.what, What::Disk(name) if **name == *disk) && e.version == version;
+        old.entries.iter().find(|e| whole(e))?;
+        let part = |e: &ViewEntry| match (&e.what, &e.source) {
+            (What::Partition(name, number), Source::Disk(_, Some(range))) if **name == *disk => Some((*number, *range)),
+            _ => None,
+        };
+        Some(old.entries.iter().filter_map(part).collect())
+    }
+}
+
+/// The disk's partitions: number and place, cut to the disk. A table that cannot be read shows none.
+fn find_partitions(backup: &Backup, entry: &DiskEntry, disk: &Disk) -> Vec<(u32, GuestRange)> {
+    let whole = GuestRange::between(GuestOffset(0), GuestOffset(disk.size()));
+    let table = partitions::layout(disk).unwrap_or_else(|error| {
+        tracing::warn!(
+            "guest {}, backup {}, disk {}: no partitions are shown: {}",
+            backup.guest,
+            backup.summary.name,
+            entry.name,
+            error.report()
+        );
+        PartitionTable::default()
+    });
+    let cut = table.partitions.into_iter().map(|p| (p.number, p.range.intersect(whole)));
+    cut.filter(|(_, range)| !range.is_empty()).collect()
+}
+
+/// What `NAME.broken` says. The first line is the reason.
+fn broken_text(entry: &DiskEntry, error: &Error) -> String {
+    let mut text = format!("disk {} cannot be read: {}\n", entry.name, error.report());
+    let advice = error.hint().unwrap_or(
+        "What is missing may still arrive: the disk appears here as soon as its whole chain can be read.\n\
+         Otherwise restore the layer named above, or use an older or newer backup of this guest.",
+    );
+    text.push_str(advice);
+    text.push('\n');
+    text
+}
+
+fn identity_version(hash: &mut Hash, identity: FileIdentity) {
+    hash.add(&identity.device.to_le_bytes());
+    hash.add(&identity.inode.to_le_bytes());
+    hash.add(&identity.size.to_le_bytes());
+    hash.add(&identity.mtime_ns.to_le_bytes());
+}
+
+/// The version of a disk's content: which file each of its layers is, in which state.
+pub(super) fn disk_version(disk: &Disk) -> u64 {
+    let mut hash = Hash::new();
+    disk.layers().for_each(|layer| identity_version(&mut hash, layer.identity));
+    hash.finish()
+}
+
+/// The version of a file of the store.
+pub(super) fn file_version(file: &impl Storage) -> u64 {
+    let mut hash = Hash::new();
+    identity_version(&mut hash, file.identity());
+    hash.finish()
+}
+
+fn text_version(text: &str) -> u64 {
+    let mut hash = Hash::new();
+    hash.add(text.as_bytes());
+    hash.finish()
+}
+
+/// A place for one backup's view; whoever asks while it is made waits for it.
+#[derive(Debug, Default)]
+pub(super) struct Slot(Mutex<Option<Arc<View>>>);
+
+impl Slot {
+    /// The view of `backup`, made anew when it no longer holds.
+    pub(super) fn get(&self, store: &Store, backup: &Arc<Backup>) -> Arc<View> {
+        // A panic while making leaves the old view, which the next caller checks again.
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(view) = slot.as_ref().filter(|view| view.holds(backup)) {
+            return view.clone();
+        }
+        let view = Arc::new(View::make(store, backup, slot.as_deref()));
+        *slot = Some(view.clone());
+        view
+    }
+
+    /// Makes sure that the next caller looks again.
+    pub(super) fn discard(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
