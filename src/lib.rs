@@ -11,6 +11,8 @@
 //! | 3 | [`disk`] | flattened chains: where bytes are, and reading them |
 //! | 3 | [`nbd`] | NBD client: handshake as explicit states, commands in flight, extents |
 //! | 4 | [`catalog`] | which guests and backups a store holds |
+//! | 5 | [`fs`] | the mounted tree, without FUSE |
+//! | 6 | [`fuse`] | the tree as a FUSE file system |
 //! | 7 | [`cli`] | the command line |
 //!
 //! [`format`]: mod@format
@@ -22,5 +24,7 @@ pub mod catalog;
 pub mod cli;
 pub mod disk;
 pub mod format;
+pub mod fs;
+pub mod fuse;
 pub mod nbd;
 pub mod storage;

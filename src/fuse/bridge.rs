@@ -1,0 +1,372 @@
+//! One FUSE request, one question to the tree, one reply.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::errno::{errno, read_errno};
+use crate::base::units::to_usize;
+use crate::base::{Error, ErrorKind, Result};
+use crate::fs::{Attributes, Entry, FileKind, Handle, Inode, Tree, Whence};
+
+/// How many read-ahead requests the kernel may have under way at once.
+const MAX_BACKGROUND: u16 = 64;
+/// Longest name in the mount, in bytes: that of the file systems below.
+const NAME_MAX: u32 = 255;
+/// Numbers are derived from content, and a number's content never changes while the kernel knows it.
+const GENERATION: Generation = Generation(0);
+/// `SEEK_DATA` and `SEEK_HOLE` of lseek(2).
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+thread_local! {
+    /// Where an event loop's reads are put together. It grows to the largest request, at most what the kernel was told.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The tree as a FUSE file system.
+#[derive(Debug)]
+pub(super) struct Bridge {
+    tree: Tree,
+}
+
+impl Bridge {
+    pub(super) fn new(tree: Tree) -> Self {
+        Self { tree }
+    }
+
+    /// Asks the tree. A panic, which would be a bug, costs this one request and not the event loop: with every loop
+    /// gone, readers would wait for ever.
+    fn ask<T>(&self, question: impl FnOnce(&Tree) -> Result<T>) -> Result<T> {
+        std::panic::catch_unwind(AssertUnwindSafe(|| question(&self.tree)))
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "a bug: answering a request panicked")))
+            .inspect_err(|error| tracing::debug!("{}", error.report()))
+    }
+}
+
+fn node(inode: INodeNo) -> Inode {
+    Inode::from_raw(inode.0)
+}
+
+fn handle(handle: FileHandle) -> Handle {
+    Handle(handle.0)
+}
+
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Directory => FileType::Directory,
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Symlink => FileType::Symlink,
+    }
+}
+
+fn file_attr(attributes: &Attributes) -> FileAttr {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(attributes.time.epoch().unsigned_abs());
+    FileAttr {
+        ino: INodeNo(attributes.inode.raw()),
+        size: attributes.size,
+        blocks: attributes.blocks,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind: file_type(attributes.kind),
+        perm: attributes.permissions,
+        // For a directory this says that its subdirectories were not counted.
+        nlink: 1,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// The time for both the name and the attributes, where a reply has room for one.
+fn shorter_ttl(entry: &Entry) -> Duration {
+    entry.name_ttl.min(entry.attributes_ttl)
+}
+
+impl Filesystem for Bridge {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+        ] {
+            // Each only makes something faster; an older kernel does without.
+            let _ = config.add_capabilities(wanted);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.ask(|tree| tree.lookup(node(parent), name)) {
+            Ok(entry) => {
+                let attr = file_attr(&entry.attributes);
+                reply.entry_with_ttls(&entry.attributes_ttl, &entry.name_ttl, &attr, GENERATION);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn forget(&self, _: &Request, inode: INodeNo, count: u64) {
+        self.tree.forget(node(inode), count);
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.ask(|tree| tree.attributes(node(inode))) {
+            Ok(entry) => reply.attr(&entry.attributes_ttl, &file_attr(&entry.attributes)),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
+        match self.ask(|tree| tree.read_link(node(inode))) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(Errno::EROFS);
+        }
+        match self.ask(|tree| tree.open(node(inode))) {
+            Ok(opened) => {
+                let flags = if opened.volatile { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE };
+                reply.opened(FileHandle(opened.handle.0), flags | FopenFlags::FOPEN_NOFLUSH);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        open: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = to_usize(u64::from(size));
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let wanted = buffer.get_mut(..size).unwrap_or_default();
+            match self.ask(|tree| tree.read(handle(open), wanted, offset)) {
+                Ok(got) => reply.data(buffer.get(..got).unwrap_or_default()),
+                Err(error) => reply.error(read_errno(&error)),
+            }
+        });
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, open: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let whence = match whence {
+            SEEK_DATA => Whence::Data,
+            SEEK_HOLE => Whence::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(at) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        match self.ask(|tree| tree.seek(handle(open), at, whence)) {
+            Ok(Some(found)) => match i64::try_from(found) {
+                Ok(found) => reply.offset(found),
+                Err(_) => reply.error(Errno::EOVERFLOW),
+            },
+            Ok(None) => reply.error(Errno::ENXIO),
+            Err(error) => reply.error(read_errno(&error)),
+        }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        open: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.tree.close(handle(open));
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.ask(|tree| tree.open_dir(node(inode))) {
+            Ok(opened) => reply.opened(FileHandle(opened.0), FopenFlags::empty()),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, open: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listed = self.ask(|tree| {
+            tree.read_dir(handle(open), offset, |entry| {
+                !reply.add(INodeNo(entry.inode.raw()), entry.next, file_type(entry.kind), entry.name)
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdirplus(&self, _: &Request, _: INodeNo, open: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let listed = self.ask(|tree| {
+            tree.read_dir_plus(handle(open), offset, |listed, entry| {
+                let (inode, attr) = (INodeNo(listed.inode.raw()), file_attr(&entry.attributes));
+                !reply.add(inode, listed.next, listed.name, &shorter_ttl(entry), &attr, GENERATION)
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, open: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.tree.close_dir(handle(open));
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        match self.ask(Tree::space) {
+            Ok(space) => {
+                let block_size = u32::try_from(space.block_size).unwrap_or(4096);
+                reply.statfs(space.blocks, space.free, space.available, 0, 0, block_size, NAME_MAX, block_size);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    // ENOSYS makes the kernel answer these itself from now on: extended attributes with EOPNOTSUPP, access by the
+    // permissions shown, the rest as if it had succeeded.
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, _: fuser::AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    // The kernel refuses changes before they get here, unless somebody remounts with `rw`.
+
+    fn setattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+}
