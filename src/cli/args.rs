@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use super::{completions, init, list, man, show};
+use super::{completions, init, list, man, mount, show, umount};
 use crate::base::{Error, ErrorKind, Result};
 use crate::catalog::Store;
 use crate::disk::DiskEnv;
@@ -62,6 +62,8 @@ pub(super) enum Command {
     Init(init::Args),
     List(list::Args),
     Show(show::Args),
+    Mount(mount::Args),
+    Umount(umount::Args),
     Completions(completions::Args),
     Man(man::Args),
 }

@@ -1,9 +1,124 @@
-//! Logging to standard error.
+//! Logging: to standard error, and from a process in the background to a file or the system's log.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
 
-/// Starts logging: warnings, and with each `-v` a level more.
-pub(super) fn start(verbose: u8) {
+use crate::base::{Error, Result, Timestamp};
+
+/// Where log lines go.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// Standard error.
+    Stderr,
+    /// The end of a file, each line after its time.
+    File(std::fs::File),
+    /// The socket of syslogd or journald. One datagram is one message (RFC 3164, as both take it locally: without a time,
+    /// which they add).
+    Syslog(UnixDatagram),
+    /// There is nowhere to log to.
+    Nowhere,
+}
+
+const SYSLOG: &str = "/dev/log";
+
+impl Target {
+    /// The file `path`, made if it is not there.
+    pub(super) fn file(path: &Path) -> Result<Self> {
+        // Every line goes to the end as it is then, so that whoever rotates the file by cutting it short may.
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        file.map(Self::File).map_err(|e| Error::io(format!("cannot open the log file '{}'", path.display()), e))
+    }
+
+    /// The system's log.
+    pub(super) fn syslog() -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.connect(SYSLOG)?;
+        // A log that is stuck must not make the mount hang.
+        socket.set_nonblocking(true)?;
+        Ok(Self::Syslog(socket))
+    }
+
+    fn write(&mut self, level: Level, line: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stderr => io::stderr().lock().write_all(line),
+            Self::File(file) => file.write_all(&[now().to_string().as_bytes(), b" ", line].concat()),
+            Self::Syslog(socket) => {
+                let message = syslog_message(level, line);
+                socket.send(&message).map(drop).or_else(|_| {
+                    // The daemon was started anew: its socket is another one now.
+                    *self = Self::syslog()?;
+                    match self {
+                        Self::Syslog(socket) => socket.send(&message).map(drop),
+                        Self::Stderr | Self::File(_) | Self::Nowhere => Ok(()),
+                    }
+                })
+            }
+            Self::Nowhere => Ok(()),
+        }
+    }
+}
+
+fn syslog_message(level: Level, line: &[u8]) -> Vec<u8> {
+    const FACILITY_DAEMON: u8 = 3 << 3;
+    let severity = match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        _ => 7,
+    };
+    let start = format!("<{}>annals[{}]: ", FACILITY_DAEMON | severity, std::process::id());
+    [start.as_bytes(), line.trim_ascii_end()].concat()
+}
+
+fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    let seconds = since.ok().and_then(|since| i64::try_from(since.as_secs()).ok());
+    seconds.and_then(Timestamp::from_epoch).unwrap_or(Timestamp::EPOCH)
+}
+
+static TARGET: Mutex<Target> = Mutex::new(Target::Stderr);
+
+/// Sends all further lines to `target`.
+pub(super) fn redirect(target: Target) {
+    *TARGET.lock().unwrap_or_else(PoisonError::into_inner) = target;
+}
+
+/// One line on its way to the target of the moment.
+struct Line(Level);
+
+impl Write for Line {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        TARGET.lock().unwrap_or_else(PoisonError::into_inner).write(self.0, line)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Lines;
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line(Level::INFO)
+    }
+
+    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Line {
+        Line(*meta.level())
+    }
+}
+
+/// Starts logging: warnings, and with each `-v` a level more. `plain` where lines may end up in a file.
+pub(super) fn start(verbose: u8, plain: bool) {
     let level = match verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
@@ -13,9 +128,35 @@ pub(super) fn start(verbose: u8) {
     // A second start, as tests in one process would do, leaves the first in place.
     let _ = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(super::output::colour_wanted(&std::io::stderr()))
+        .with_writer(Lines)
+        .with_ansi(!plain && super::output::colour_wanted(&io::stderr()))
         .without_time()
         .with_target(false)
         .try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_for_syslog_has_the_daemons_facility_and_its_own_severity() {
+        let message = String::from_utf8(syslog_message(Level::ERROR, b"ERROR read failed\n")).unwrap();
+        assert_eq!(message, format!("<27>annals[{}]: ERROR read failed", std::process::id()));
+        assert!(syslog_message(Level::WARN, b"x").starts_with(b"<28>"));
+    }
+
+    #[test]
+    fn lines_are_added_to_a_log_file_with_their_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "before\n").unwrap();
+        let mut target = Target::file(&path).unwrap();
+        target.write(Level::INFO, b"one\n").unwrap();
+        target.write(Level::INFO, b"two\n").unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!((lines.len(), lines[0]), (3, "before"));
+        assert!(lines[1].ends_with("Z one") && lines[2].ends_with("Z two"), "{text}");
+    }
 }

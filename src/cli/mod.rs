@@ -9,8 +9,10 @@ mod init;
 mod list;
 mod log;
 mod man;
+mod mount;
 mod output;
 mod show;
+mod umount;
 
 pub use args::command;
 
@@ -29,6 +31,8 @@ enum Outcome {
     Done,
     /// It did what it was asked for and found something broken.
     Broken,
+    /// It failed with this exit code in another process, which has said why.
+    Said(u8),
 }
 
 /// Exit codes, part of the program's interface.
@@ -51,11 +55,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(exit::USAGE));
         }
     };
-    log::start(cli.global.verbose);
+    log::start(cli.global.verbose, matches!(cli.command, Command::Mount(_)));
     let output = Output::new(cli.global.json);
     match run(cli, &output) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Broken) => ExitCode::from(exit::BROKEN),
+        Ok(Outcome::Said(code)) => ExitCode::from(code),
         Err(e) => {
             output.error(&e);
             ExitCode::from(match e.kind() {
@@ -83,6 +88,8 @@ fn run(cli: Cli, output: &Output) -> Result<Outcome> {
         Command::Init(args) => init::run(&args, global, output),
         Command::List(args) => list::run(&args, global, output),
         Command::Show(args) => show::run(&args, global, output),
+        Command::Mount(args) => mount::run(&args, global),
+        Command::Umount(args) => umount::run(&args),
         Command::Completions(args) => completions::run(&args, output),
         Command::Man(args) => man::run(&args),
     }

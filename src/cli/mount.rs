@@ -1,0 +1,182 @@
+//! `annals mount`: the store as a directory tree, served by a process in the background.
+//!
+//! No process forks itself. The one that was called starts the program anew, with what it understood of its own
+//! arguments spelled out, and waits until that one says that it serves, or ends.
+
+mod background;
+mod options;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use self::options::Options;
+use super::args::Global;
+use super::log::{self, Target};
+use super::{Outcome, exit};
+use crate::base::{Error, Result};
+use crate::catalog::Store;
+use crate::disk::DiskEnv;
+use crate::fs::Tree;
+use crate::fuse::{self, SessionOptions, Unmounted, Unmounter};
+
+/// What readers of the mount may hold in memory when nothing else is said.
+const CACHE_SIZE: &str = "64M";
+
+/// Mount the store: every guest a directory, every backup in it a point in time, every disk a raw file
+///
+/// Returns when the mount answers; a process in the background serves it until it is unmounted. The mount is read-only,
+/// nosuid and nodev, and only for whoever mounted it unless -o allow_other is given.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The directory to mount on, which must be empty
+    #[arg(value_name = "MNT")]
+    mountpoint: PathBuf,
+    /// Mount options, with commas between
+    ///
+    /// allow_other: everybody may look into it (for users this needs user_allow_other in /etc/fuse.conf).
+    /// allow_root: root may, besides whoever mounted it. uid=N, gid=N: whose all files are, root's unless given.
+    /// umask=MODE: permission bits taken away. noexec: no file in it may be run. nonempty: mount over what the
+    /// directory holds. cache_size=SIZE, log_file=FILE: as the options of these names. Words that mount(8) and
+    /// systemd use for themselves are passed over; any other is refused.
+    #[arg(short = 'o', value_name = "OPTION[,OPTION…]")]
+    options: Vec<String>,
+    /// Serve the mount in this process, and log to standard error
+    #[arg(short, long)]
+    foreground: bool,
+    /// Most memory for what is expensive to read again: 64M unless given; units K, M, G, T
+    #[arg(long, value_name = "SIZE")]
+    cache_size: Option<String>,
+    /// Log to this file; without it, to the system's log
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+    /// Started by another annals, which waits to hear that the mount answers
+    #[arg(long, hide = true)]
+    report_to_parent: bool,
+}
+
+/// What the arguments come to.
+struct Plan {
+    store: PathBuf,
+    mountpoint: PathBuf,
+    cache_size: u64,
+    log_file: Option<PathBuf>,
+    options: Options,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
+    let plan = Plan::new(args, global)?;
+    if args.foreground || args.report_to_parent {
+        return plan.serve(args.report_to_parent);
+    }
+    // Most errors are seen here, before there is another process.
+    fuse::check_mountpoint(&plan.mountpoint, plan.options.non_empty)?;
+    match background::start(&plan, &args.options, global.verbose)? {
+        None => Ok(Outcome::Done),
+        // It has said why.
+        Some(code) => Ok(Outcome::Said(code.unwrap_or(exit::FAILED))),
+    }
+}
+
+impl Plan {
+    fn new(args: &Args, global: &Global) -> Result<Self> {
+        let options = Options::parse(&args.options)?;
+        let absolute = |path: &Path| {
+            std::path::absolute(path).map_err(|e| Error::io(format!("cannot make '{}' absolute", path.display()), e))
+        };
+        let cache_size = match &args.cache_size {
+            Some(text) => options::size(text).map_err(|e| e.context("--cache-size"))?,
+            None => match options.cache_size {
+                Some(size) => size,
+                None => options::size(CACHE_SIZE)?,
+            },
+        };
+        let log_file = args.log_file.as_ref().or(options.log_file.as_ref());
+        Ok(Self {
+            store: absolute(global.store_path()?)?,
+            mountpoint: fuse::resolve_mountpoint(&args.mountpoint)?,
+            cache_size,
+            log_file: log_file.map(|path| absolute(path)).transpose()?,
+            options,
+        })
+    }
+
+    /// Mounts and serves until the mount is gone.
+    fn serve(&self, for_parent: bool) -> Result<Outcome> {
+        // Opened first: what it holds may be why it was started.
+        let target = match (&self.log_file, for_parent) {
+            (Some(path), _) => Some(Target::file(path)?),
+            (None, true) => Some(Target::syslog().unwrap_or_else(|e| {
+                tracing::warn!(
+                    "there is no system log here ({e}): failed reads will be told only in .annals/status.json; \
+                     --log-file names a file to log to"
+                );
+                Target::Nowhere
+            })),
+            (None, false) => None,
+        };
+        // In the background nobody sees standard error.
+        std::panic::set_hook(Box::new(|panic| tracing::error!("a bug: {panic}")));
+        // Before there is anything to unmount: a signal from now on is one to the mount.
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| Error::io("cannot receive signals", e))?;
+        let env = DiskEnv::new(self.cache_size);
+        let store = Store::open(&self.store, Arc::clone(&env))?;
+        fuse::check_mountpoint(&self.mountpoint, self.options.non_empty)?;
+        let tree = Tree::new(store, env, self.options.ownership);
+        let running = fuse::mount(
+            tree,
+            &SessionOptions {
+                mountpoint: self.mountpoint.clone(),
+                access: self.options.access,
+                check_permissions: !self.options.ownership.is_open(),
+                no_exec: self.options.no_exec,
+            },
+        )?;
+        unmount_on_signal(signals, running.unmounter())?;
+        if for_parent {
+            background::settle(target)?;
+        } else if let Some(target) = target {
+            log::redirect(target);
+        }
+        tracing::info!("'{}' is mounted on '{}'", self.store.display(), self.mountpoint.display());
+        running.wait()?;
+        tracing::info!("'{}' is unmounted", self.mountpoint.display());
+        Ok(Outcome::Done)
+    }
+}
+
+/// Unmounts at the first signal and ends the process at the second.
+fn unmount_on_signal(mut signals: Signals, unmounter: Unmounter) -> Result<()> {
+    let watch = move || {
+        let mut asked = false;
+        for signal in signals.forever() {
+            if asked {
+                tracing::warn!(
+                    "signal {signal} for the second time: whoever still has a file of the mount open gets errors"
+                );
+                std::process::exit(i32::from(exit::FAILED));
+            }
+            match unmounter.unmount() {
+                Ok(Unmounted::Gone) => asked = true,
+                Ok(Unmounted::InUse) => {
+                    asked = true;
+                    tracing::warn!(
+                        "the mount is out of sight and served on until its last file is closed; a second signal ends it at once"
+                    );
+                }
+                Ok(Unmounted::NotOurs) => asked = true,
+                Err(e) => {
+                    asked = true;
+                    tracing::error!("cannot unmount: {}", e.report());
+                }
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(watch)
+        .map(drop)
+        .map_err(|e| Error::io("cannot start a thread", e))
+}
