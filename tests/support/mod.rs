@@ -5,4 +5,6 @@
 // Each test binary compiles this for itself and uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod chains;
+pub(crate) mod random;
 pub(crate) mod tools;

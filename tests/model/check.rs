@@ -1,0 +1,116 @@
+//! Everything that has to hold of a chain whose content is known.
+
+use annals::base::{GuestOffset, GuestRange};
+use annals::disk::{Disk, DiskEnv, Source, check_layer};
+use annals::storage::{FilePool, Gate, RelPath};
+
+use crate::support::chains::{Chain, Layer};
+use crate::support::random::Random;
+
+/// Checks every layer's view of the chain; `seed` chooses where to read.
+pub(crate) fn chain(chain: &Chain, seed: u64) {
+    let mut random = Random::new(seed);
+    // Few descriptors, so that they are closed and opened anew all the time.
+    let gate = Gate::open(&chain.guest, FilePool::new(4)).unwrap();
+    let env = DiskEnv::new(random.pick(&[0, 64 << 20]));
+    // The newest first, or the oldest: maps of one are made from maps of the other.
+    let mut layers: Vec<_> = chain.layers.iter().enumerate().collect();
+    if random.one_in(2) {
+        layers.reverse();
+    }
+    for (index, layer) in layers {
+        let at = |what: &str| format!("{what} of layer {index} ({})", layer.path);
+        assert!(layer.content == chain.converted(layer), "{}: the model and qemu-img disagree", at("content"));
+        let path = RelPath::new(&layer.path).unwrap();
+        let disk = Disk::open(&gate, &path, layer.format, &env).unwrap_or_else(|e| panic!("{}", e.report()));
+        assert_eq!(disk.size(), layer.content.len() as u64, "{}", at("size"));
+        let paths: Vec<_> = disk.layers().map(|info| info.path.as_str().to_owned()).collect();
+        let below: Vec<_> = chain.layers[..=index].iter().rev().map(|layer| layer.path.clone()).collect();
+        assert_eq!(paths, below, "{}", at("chain"));
+
+        reads(&disk, layer, &mut random, &at("reads"));
+        holes(&disk, layer, &chain.mapped(layer), &mut random, &at("holes"));
+
+        let faults = disk.faults().unwrap();
+        assert!(faults.is_empty(), "{}: {faults:?}", at("faults"));
+        let check = check_layer(&gate, &path, layer.format).unwrap();
+        assert!(check.problems.is_empty(), "{}: {:?}", at("check"), check.problems);
+    }
+}
+
+/// Bytes, whole and in pieces at random places, in buffers that held something else.
+fn reads(disk: &Disk, layer: &Layer, random: &mut Random, at: &str) {
+    let content = &layer.content;
+    let expect = |start: u64, len: usize| {
+        let mut buf = vec![0xa5; len];
+        let n = disk.read_at(&mut buf, GuestOffset(start)).unwrap_or_else(|e| panic!("{at}: {}", e.report()));
+        let right = content.get(start as usize..).unwrap_or_default();
+        let right = &right[..right.len().min(len)];
+        assert_eq!(n, right.len(), "{at}: a short read of {len} bytes at {start:#x}");
+        if let Some(wrong) = buf.iter().zip(right).position(|(a, b)| a != b) {
+            panic!("{at}: {len} bytes at {start:#x}: the first wrong byte is at {:#x}", start + wrong as u64);
+        }
+        assert!(buf[n..].iter().all(|b| *b == 0xa5), "{at}: wrote past the bytes that it returned");
+    };
+    let size = content.len() as u64;
+    for _ in 0..40 {
+        let len = match random.below(3) {
+            0 => random.between(0, 600),
+            1 => 4096,
+            _ => random.between(1, 300_000),
+        };
+        expect(random.below(size + 2000), len as usize);
+    }
+    expect(0, content.len() + 1);
+    expect(size, 1);
+    expect(u64::MAX - 10, 100);
+}
+
+/// Data and holes: as QEMU maps them, without a gap, and with nothing but zeros in the holes.
+fn holes(disk: &Disk, layer: &Layer, mapped: &[(u64, u64)], random: &mut Random, at: &str) {
+    let size = layer.content.len() as u64;
+    let mut found = Vec::new();
+    let mut next = GuestOffset(0);
+    while let Some(data) = disk.next_data(next).unwrap() {
+        assert!(data >= next && data.0 < size, "{at}: data at {data} looked for from {next}");
+        let hole = disk.next_hole(data).unwrap();
+        assert!(hole > data && hole.0 <= size, "{at}: a hole at {hole} behind data at {data}");
+        found.push((data.0, hole.0));
+        next = hole;
+    }
+    assert_eq!(found, mapped, "{at}: what is stored, found by us and by qemu-img map");
+
+    let mut end = 0;
+    for (start, next) in found.iter().copied().chain([(size, size)]) {
+        let hole = &layer.content[end as usize..start as usize];
+        assert!(hole.iter().all(|b| *b == 0), "{at}: the hole {end:#x} to {start:#x} holds bytes");
+        end = next;
+    }
+
+    let stored = |from: u64, to: u64| {
+        found.iter().map(|(start, end)| to.min(*end).saturating_sub(from.max(*start))).sum::<u64>()
+    };
+    let range = |from, to| GuestRange::between(GuestOffset(from), GuestOffset(to));
+    assert_eq!(disk.allocated(range(0, u64::MAX)).unwrap(), stored(0, size), "{at}");
+    for _ in 0..10 {
+        let (a, b) = (random.below(size + 1), random.below(size + 1));
+        let (from, to) = (a.min(b), a.max(b));
+        // Maps count in sectors; a range that starts inside one is told of the bytes all the same.
+        assert_eq!(disk.allocated(range(from, to)).unwrap(), stored(from, to), "{at}: {from:#x} to {to:#x}");
+        let data = found.iter().find(|(_, end)| *end > from).map(|(start, _)| GuestOffset((*start).max(from)));
+        assert_eq!(disk.next_data(GuestOffset(from)).unwrap(), data, "{at}: from {from:#x}");
+        let inside = found.iter().find(|(start, end)| (*start..*end).contains(&from));
+        let hole = inside.map_or(from, |(_, end)| *end);
+        assert_eq!(disk.next_hole(GuestOffset(from)).unwrap(), GuestOffset(hole), "{at}: from {from:#x}");
+    }
+
+    let pieces = disk.map(range(0, u64::MAX)).unwrap();
+    let mut next = GuestOffset(0);
+    for piece in &pieces {
+        assert_eq!(piece.range.start(), next, "{at}: a gap in the map");
+        next = piece.range.end();
+    }
+    assert_eq!(next.0, size, "{at}: the map's end");
+    let data: u64 = pieces.iter().filter(|p| p.source != Source::Zero).map(|p| p.range.len()).sum();
+    assert_eq!(data, stored(0, size), "{at}: the map's data");
+}
