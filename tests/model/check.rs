@@ -13,7 +13,8 @@ pub(crate) fn chain(chain: &Chain, seed: u64) {
     // Few descriptors, so that they are closed and opened anew all the time.
     let gate = Gate::open(&chain.guest, FilePool::new(4)).unwrap();
     let env = DiskEnv::new(random.pick(&[0, 64 << 20]));
-    // The newest first, or the oldest: maps of one are made from maps of the other.
+    // The newest first, or the oldest: while disks are open, maps of one are made from maps of the other.
+    let mut kept = Vec::new();
     let mut layers: Vec<_> = chain.layers.iter().enumerate().collect();
     if random.one_in(2) {
         layers.reverse();
@@ -35,6 +36,7 @@ pub(crate) fn chain(chain: &Chain, seed: u64) {
         assert!(faults.is_empty(), "{}: {faults:?}", at("faults"));
         let check = check_layer(&gate, &path, layer.format).unwrap();
         assert!(check.problems.is_empty(), "{}: {:?}", at("check"), check.problems);
+        kept.push(disk);
     }
 }
 

@@ -6,5 +6,6 @@
 #![allow(dead_code)]
 
 pub(crate) mod chains;
+pub(crate) mod isolated;
 pub(crate) mod random;
 pub(crate) mod tools;
