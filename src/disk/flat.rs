@@ -158,6 +158,7 @@ impl Disk {
             if let Some(piece) = hole {
                 return Ok(piece.range.start());
             }
+            self.check_scan(region.end())?;
             at = region.end();
         }
         Ok(GuestOffset(self.size))
@@ -211,9 +212,18 @@ impl Disk {
         Ok(())
     }
 
+    /// Refuses to go on with a scan at `next` where a layer's tables are shared: nothing else bounds its length.
+    fn check_scan(&self, next: GuestOffset) -> Result<()> {
+        if next.0 >= self.size {
+            return Ok(());
+        }
+        self.nodes.iter().try_for_each(|node| node.layer.check_scan())
+    }
+
     /// Where to look on after a region: right behind it, or, when it was empty, where some layer next has anything.
     fn next_region(&self, map: &RegionMap, end: GuestOffset) -> Result<Option<GuestOffset>> {
         if !map.is_empty() {
+            self.check_scan(end)?;
             return Ok(Some(end));
         }
         let mut next: Option<GuestOffset> = None;

@@ -135,6 +135,14 @@ impl Layer {
         .map_err(|e| self.context(e))
     }
 
+    /// Refuses a layer whose tables are shared, so that scanning it could be endless; counts them once.
+    pub(super) fn check_scan(&self) -> Result<()> {
+        match &self.kind {
+            Kind::Qcow2(image) => image.check_table_count(self.file()).map_err(|e| self.context(e)),
+            Kind::Raw => Ok(()),
+        }
+    }
+
     /// Why the entry for `at` is bad.
     pub(super) fn diagnose(&self, at: GuestOffset) -> Error {
         self.context(match &self.kind {

@@ -22,7 +22,7 @@ const L1_AHEAD: u64 = 64 << 10;
 pub(super) struct Qcow2 {
     header: Header,
     file_size: u64,
-    /// How many L1 entries name a table, once somebody has counted.
+    /// How many L1 entries name a table, or nothing that could be one, once somebody has counted.
     tables: OnceLock<u64>,
 }
 
@@ -119,7 +119,7 @@ impl Qcow2 {
 
     /// Refuses to scan an image whose L1 table names more tables than its file has clusters: tables are shared then, and
     /// a small file could make the scan of it endless.
-    fn check_table_count(&self, file: &dyn Storage) -> Result<()> {
+    pub(super) fn check_table_count(&self, file: &dyn Storage) -> Result<()> {
         let tables = match self.tables.get() {
             Some(tables) => *tables,
             None => {
@@ -142,7 +142,7 @@ impl Qcow2 {
         let mut count = 0;
         let last = u64::from(self.header.l1_entries).saturating_sub(1);
         for table in 0..u64::from(self.header.l1_entries) {
-            count += u64::from(matches!(l1.entry(self, file, table, last)?, Ok(L1Entry::Table(_))));
+            count += u64::from(l1.entry(self, file, table, last)? != Ok(L1Entry::Unallocated));
         }
         Ok(count)
     }

@@ -1,7 +1,7 @@
 //! Good images with a few bytes changed: each reads as `qemu-img` reads it, or is refused.
 //!
-//! Where QEMU refuses an image that we read, what was changed has to be something that a reader does not need (counts of
-//! users, snapshots, bitmaps): then the disk has to hold what it held before.
+//! Where QEMU refuses an image that we read, what it refuses has to be something that a reader does not need: with the
+//! header's fields for counts of users, snapshots and bitmaps as they were, it reads the rest as we do.
 //!
 //! `ANNALS_MUTANTS` says how many are made of each image (40), `ANNALS_MUTANTS_SEED` which is the first (1).
 
@@ -40,6 +40,19 @@ impl Anatomy {
         let entries = (0..l1_entries).map(|n| be(l1_at + 8 * n, 8) & 0x00ff_ffff_ffff_fe00);
         let l2 = entries.filter(|at| *at != 0).collect();
         Self { l1: (l1_at, l1_entries * 8), l2, cluster, bytes }
+    }
+
+    /// Puts back what of a mutant's header only a writer needs.
+    fn heal(&self, mutant: &[u8]) -> Vec<u8> {
+        // Refcount table and snapshots, autoclear bits, refcount width, extensions.
+        let for_writers = [48..72, 88..100, 112..512];
+        let mut healed = mutant.to_vec();
+        for range in for_writers {
+            if let Some(into) = healed.get_mut(range.clone()) {
+                into.copy_from_slice(&self.bytes[range]);
+            }
+        }
+        healed
     }
 
     /// Changes a few bytes somewhere; says what.
@@ -139,9 +152,11 @@ fn mutants_of(name: &str, layers: Vec<LayerPlan>) {
                 same += 1;
             }
             (Ok(ours), Err(why)) => {
-                let wrong = ours.iter().zip(&good).position(|(a, b)| a != b);
-                assert_eq!(wrong, None, "{}", tell(&format!("QEMU refuses it ({why}), and we read other bytes")));
-                assert_eq!(ours.len(), good.len(), "{}", tell("QEMU refuses it, and we see another size"));
+                std::fs::write(&file, anatomy.heal(&bytes)).unwrap();
+                let qemu = qemu(&file, most).unwrap_or_else(|still| {
+                    panic!("{}", tell(&format!("QEMU refuses it ({why}), and still does when healed ({still})")))
+                });
+                assert!(ours == qemu, "{}", tell(&format!("QEMU refuses it ({why}), and healed reads other bytes")));
                 only_ours += 1;
             }
         }
