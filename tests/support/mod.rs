@@ -3,7 +3,7 @@
 //! Nothing here checks anything; what is expected stands in the tests.
 
 // Each test binary compiles this for itself and uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_macros, unused_imports)]
 
 pub(crate) mod chains;
 pub(crate) mod isolated;

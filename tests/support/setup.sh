@@ -57,6 +57,13 @@ need_to_test() {
     need mkfs.xfs xfsprogs
     need mkfs.vfat dosfstools
     need sgdisk gdisk
+    # What a guest's disk may hold, for the names that `show` gives it.
+    need mkfs.btrfs btrfs-progs
+    need mkfs.exfat exfatprogs
+    need mkntfs ntfs-3g
+    need cryptsetup cryptsetup-bin
+    need mksquashfs squashfs-tools
+    need xorriso xorriso
     need rsync rsync
     need nbdkit nbdkit
     need nbdinfo libnbd-bin
