@@ -21,6 +21,13 @@ impl Timestamp {
         (0..=LAST_SECOND).contains(&seconds).then_some(Self(seconds))
     }
 
+    /// From seconds since the epoch; a time outside the years 1970 to 9999, which only a damaged or forged file has,
+    /// becomes the nearest within.
+    #[must_use]
+    pub fn nearest(seconds: i128) -> Self {
+        Self(i64::try_from(seconds.clamp(0, LAST_SECOND.into())).unwrap_or(0))
+    }
+
     /// Seconds since the epoch.
     #[must_use]
     pub fn epoch(self) -> i64 {
@@ -87,6 +94,13 @@ mod tests {
         assert_eq!(t.file_name(), "2024-11-07T16-51-22Z");
         assert_eq!(Timestamp::parse_file_name("2024-11-07T16-51-22Z"), Some(t));
         assert_eq!(Timestamp::parse_rfc3339("2024-11-07T17:51:22+01:00").unwrap(), t);
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_spelled_becomes_the_nearest_that_can() {
+        assert_eq!(Timestamp::nearest(-5).epoch(), 0);
+        assert_eq!(Timestamp::nearest(1_730_998_282).to_string(), "2024-11-07T16:51:22Z");
+        assert_eq!(Timestamp::nearest(i128::MAX).to_string(), "9999-12-31T23:59:59Z");
     }
 
     #[test]

@@ -4,16 +4,22 @@
 //! whether the directories behind them have changed. Everything here comes from directory listings and small
 //! files; the bytes of disks are the business of the layer below, and nothing here knows about mounting.
 
+mod check;
 mod disks;
+mod extras;
 mod fresh;
+mod levels;
 mod model;
 mod names;
 mod native;
+mod ovirt;
+mod plain;
 mod reference;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub use check::CheckedBackup;
 pub use model::{Backup, BackupFile, BackupSummary, DiskEntry, Guest, PreviousInfo, Problem};
 pub use names::{BackupName, GuestId};
 pub use reference::{BackupRef, When};

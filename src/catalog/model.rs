@@ -1,5 +1,6 @@
 //! What readers get: guests, backups, disks and files, as immutable values.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
@@ -7,7 +8,7 @@ use serde::{Serialize, Serializer};
 use super::{BackupName, GuestId, GuestKind};
 use crate::base::{Error, ErrorKind, Timestamp};
 use crate::format::ImageFormat;
-use crate::format::manifest::{BackupAttributes, Manifest};
+use crate::format::manifest::Manifest;
 use crate::storage::RelPath;
 
 /// What is known of a backup from its guest's directory alone.
@@ -26,6 +27,9 @@ pub struct BackupSummary {
     /// What somebody wrote about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notes: Option<String>,
+    /// What the guest's own system called this point in time: an oVirt snapshot's description.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     /// Where it is.
     #[serde(skip)]
     pub(super) place: Place,
@@ -36,6 +40,8 @@ pub struct BackupSummary {
 pub(super) enum Place {
     /// In a directory of its own, of this name.
     Directory(Arc<str>),
+    /// Among others: the level of that index in the guest's [`Contents`].
+    Level(usize),
 }
 
 impl BackupSummary {
@@ -44,6 +50,7 @@ impl BackupSummary {
     pub fn directory(&self) -> Option<&str> {
         match &self.place {
             Place::Directory(name) => Some(name),
+            Place::Level(_) => None,
         }
     }
 }
@@ -59,6 +66,7 @@ pub struct Guest {
     /// What the last incremental backup counts from, where an older tool left a note of it.
     pub previous: Option<PreviousInfo>,
     pub(super) backups: Vec<BackupSummary>,
+    pub(super) contents: Contents,
 }
 
 impl Guest {
@@ -189,9 +197,77 @@ impl std::fmt::Display for Problem {
     }
 }
 
-pub(super) fn apply_attributes(summary: &mut BackupSummary, attributes: &BackupAttributes) {
-    summary.protected = attributes.protected;
-    summary.notes.clone_from(&attributes.notes);
+/// What is in the backups of a guest whose layout has no directory for each.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Contents {
+    /// The points in time, oldest first.
+    pub(super) levels: Vec<Level>,
+    /// The disks through time, for levels that are made of them.
+    pub(super) lines: Vec<Line>,
+    /// Files that are shown in every backup.
+    pub(super) files: Vec<BackupFile>,
+    /// What is wrong with the guest as a whole.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// One point in time.
+#[derive(Debug, Clone)]
+pub(super) struct Level {
+    pub(super) time: Timestamp,
+    /// Tells it from others of the same second: letters, digits, `-` and `_`.
+    pub(super) mark: String,
+    pub(super) label: Option<String>,
+    pub(super) disks: LevelDisks,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// A level's disks.
+#[derive(Debug, Clone)]
+pub(super) enum LevelDisks {
+    /// These.
+    Named(Vec<DiskEntry>),
+    /// Each line's newest image of that moment or before.
+    AsOf(Moment),
+}
+
+/// When an image was last written, and a number that keeps the levels of one chain apart that have the same second.
+pub(super) type Moment = (Timestamp, usize);
+
+/// One disk through time: its images, oldest first, each with the moment from which it holds.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    pub(super) name: String,
+    pub(super) images: Vec<(Moment, RelPath, ImageFormat)>,
+}
+
+impl Contents {
+    /// The disks of a level, by name.
+    pub(super) fn disks(&self, level: &Level) -> Vec<DiskEntry> {
+        let now = match &level.disks {
+            LevelDisks::Named(disks) => return disks.clone(),
+            LevelDisks::AsOf(now) => *now,
+        };
+        let newest = |line: &Line| {
+            let after = line.images.partition_point(|(moment, ..)| *moment <= now);
+            let (_, path, format) = line.images.get(after.checked_sub(1)?)?;
+            Some(DiskEntry { name: line.name.clone(), path: path.clone(), format: *format, alias: None })
+        };
+        let mut disks: Vec<DiskEntry> = self.lines.iter().filter_map(newest).collect();
+        disks.sort_by(|a, b| a.name.cmp(&b.name));
+        disks
+    }
+
+    /// One level for each moment of any line.
+    pub(super) fn add_levels_of_lines(&mut self) {
+        let moments: BTreeSet<Moment> = self.lines.iter().flat_map(|line| &line.images).map(|(at, ..)| *at).collect();
+        self.levels.extend(moments.into_iter().map(|(time, number)| Level {
+            time,
+            mark: (number + 1).to_string(),
+            label: None,
+            disks: LevelDisks::AsOf((time, number)),
+            problems: Vec::new(),
+        }));
+    }
 }
 
 fn as_text<T: std::fmt::Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {

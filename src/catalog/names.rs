@@ -1,5 +1,6 @@
 //! The names of guests and backups, and what makes one safe.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -123,14 +124,20 @@ pub(super) fn parse_directory(name: &str) -> Option<(GuestKind, Timestamp, Spell
 }
 
 /// Names for backups that are in their final order: the time, or, where the one before has that already, the time
-/// and what else tells it apart.
+/// and what else tells it apart; should that be taken too, a number as well.
 pub(super) fn assign(backups: impl Iterator<Item = (Timestamp, String)>) -> Vec<BackupName> {
     let mut last = None;
+    let mut taken: HashMap<String, usize> = HashMap::new();
     backups
         .map(|(time, mark)| {
-            let clash = last.replace(time) == Some(time);
-            let name = time.file_name();
-            BackupName::new(&if clash { format!("{name}-{mark}") } else { name })
+            if last.replace(time) != Some(time) {
+                taken.clear();
+                return BackupName::new(&time.file_name());
+            }
+            let times = taken.entry(mark.clone()).and_modify(|times| *times += 1).or_insert(1);
+            // A mark has no dot in it, so the number cannot make it another mark.
+            let number = if *times == 1 { String::new() } else { format!(".{times}") };
+            BackupName::new(&format!("{}-{mark}{number}", time.file_name()))
         })
         .collect()
 }
@@ -184,10 +191,11 @@ mod tests {
         }
 
         #[test]
-        fn assigned_names_are_unique_when_the_marks_are(mut seconds in proptest::collection::vec(0..4_i64, 0..20)) {
-            seconds.sort_unstable();
-            let backups = seconds.iter().enumerate();
-            let names = assign(backups.map(|(i, s)| (Timestamp::from_epoch(*s).unwrap(), i.to_string())));
+        fn assigned_names_are_unique_whatever_the_marks(
+            mut backups in proptest::collection::vec((0..4_i64, "[ab]{0,1}"), 0..20),
+        ) {
+            backups.sort_unstable();
+            let names = assign(backups.into_iter().map(|(s, mark)| (Timestamp::from_epoch(s).unwrap(), mark)));
             let unique: std::collections::HashSet<_> = names.iter().collect();
             prop_assert_eq!(unique.len(), names.len());
         }

@@ -45,6 +45,7 @@ pub(super) fn backups(entries: &[DirEntry]) -> Vec<BackupSummary> {
             time,
             protected: false,
             notes: None,
+            label: None,
             place: Place::Directory(directory.into()),
         })
         .collect()

@@ -110,7 +110,8 @@ mod tests {
         let entry = |name: &&str| DirEntry { name: (*name).to_owned(), kind: EntryKind::Directory };
         let entries: Vec<_> = directories.iter().map(entry).collect();
         let id = "100".parse().unwrap();
-        Guest { id, problems: Vec::new(), previous: None, backups: native::backups(&entries) }
+        let backups = native::backups(&entries);
+        Guest { id, problems: Vec::new(), previous: None, backups, contents: Default::default() }
     }
 
     fn find(guest: &Guest, reference: &str) -> Result<String> {

@@ -9,23 +9,18 @@ use uuid::Uuid;
 
 use super::disks::OpenDisks;
 use super::fresh::{Fresh, Stamps};
-use super::model::{Place, apply_attributes};
-use super::{Backup, BackupFile, BackupName, DiskEntry, Guest, GuestId, PreviousInfo, Problem, native};
+use super::model::{Contents, Place};
+use super::{Backup, BackupFile, BackupName, DiskEntry, Guest, GuestId, Problem};
+use super::{BackupSummary, GuestKind, extras, names, native, ovirt, plain};
 use crate::base::error::ResultExt;
 use crate::base::{Error, ErrorKind, Result, Timestamp};
 use crate::disk::{Disk, DiskEnv};
-use crate::format::manifest::{self, Attributes, SIZE_LIMIT, StoreMarker};
+use crate::format::manifest::{self, SIZE_LIMIT, StoreMarker};
 use crate::storage::publish;
 use crate::storage::{EntryKind, FilePool, Gate, RelPath, Space, StoreFile};
 
 /// The file that marks a store.
 const MARKER: &str = "store.json";
-/// What may change about a guest's backups.
-const ATTRIBUTES: &str = "attributes.json";
-/// What older tools note about the next incremental backup.
-const PREVIOUS_INFO: &str = "previous-info";
-/// Most bytes of `previous-info`, which holds one short line.
-const PREVIOUS_INFO_LIMIT: usize = 4096;
 
 /// How many guests are kept as they were last seen; others are listed anew when asked for.
 const GUESTS_KEPT: usize = 128;
@@ -185,28 +180,25 @@ impl Store {
         let dir = RelPath::new(id.as_str())?;
         stamps.take(&self.gate, Some(&dir))?;
         let entries = self.gate.read_dir(Some(&dir))?;
-        let mut guest =
-            Guest { id: id.clone(), problems: Vec::new(), previous: None, backups: native::backups(&entries) };
-        let has = |name: &str| entries.iter().any(|entry| entry.name == name);
-        if has(ATTRIBUTES) {
-            match self.gate.read_file(&dir.join(ATTRIBUTES)?, SIZE_LIMIT).and_then(|bytes| Attributes::parse(&bytes)) {
-                Ok(attributes) => {
-                    for summary in &mut guest.backups {
-                        let Place::Directory(name) = &summary.place;
-                        if let Some(found) = attributes.backups.get(&**name) {
-                            apply_attributes(summary, found);
-                        }
-                    }
-                }
-                Err(e) => guest.problems.push(Problem::of(ATTRIBUTES, &e)),
-            }
+        let mut guest = Guest {
+            id: id.clone(),
+            problems: Vec::new(),
+            previous: None,
+            backups: native::backups(&entries),
+            contents: Contents::default(),
+        };
+        if guest.backups.is_empty() {
+            guest.contents = if ovirt::is_layout(&entries) {
+                ovirt::read(&self.gate, &dir, &entries, stamps)?
+            } else if plain::is_layout(&entries) {
+                plain::read(&self.gate.descend(&dir)?, &entries)?
+            } else {
+                Contents::default()
+            };
+            guest.problems = std::mem::take(&mut guest.contents.problems);
+            guest.backups = summaries(&guest.contents);
         }
-        if has(PREVIOUS_INFO) {
-            match self.gate.read_file(&dir.join(PREVIOUS_INFO)?, PREVIOUS_INFO_LIMIT).and_then(parse_previous_info) {
-                Ok(previous) => guest.previous = Some(previous),
-                Err(e) => guest.problems.push(Problem::of(PREVIOUS_INFO, &e)),
-            }
-        }
+        extras::read(&self.gate.descend(&dir)?, &entries, &mut guest)?;
         Ok(guest)
     }
 
@@ -218,10 +210,23 @@ impl Store {
                 .with_hint(format!("annals list {guest} shows what there is"))
         };
         let summary = all.find(name.as_str()).ok_or_else(none)?;
+        let dir = match &summary.place {
+            Place::Directory(dir) => dir,
+            Place::Level(index) => {
+                let level = all.contents.levels.get(*index).ok_or_else(none)?;
+                return Ok(Arc::new(Backup {
+                    guest: guest.clone(),
+                    summary: summary.clone(),
+                    files: all.contents.files.clone(),
+                    disks: all.contents.disks(level),
+                    manifest: None,
+                    problems: level.problems.clone(),
+                }));
+            }
+        };
         let key = (guest.clone(), name.clone());
         let Ok(slot) = self.backups.get_or_insert_with(&key, || Ok::<_, std::convert::Infallible>(Arc::default()));
         let backup = slot.get(&self.gate, |stamps| {
-            let Place::Directory(dir) = &summary.place;
             let id = RelPath::new(guest.as_str())?;
             stamps.take(&self.gate, Some(&id.join(dir)?))?;
             native::read(&self.gate.descend(&id)?, guest, summary, dir)
@@ -242,7 +247,7 @@ impl Store {
 
     /// Opens a disk of a backup: its whole chain. One that is open already is shared; a failure is remembered for a second.
     pub fn disk(&self, backup: &Backup, disk: &DiskEntry) -> Result<Arc<Disk>> {
-        let opened = self.gate.descend(&RelPath::new(backup.guest.as_str())?).and_then(|gate| {
+        let opened = self.guest_gate(&backup.guest).and_then(|gate| {
             let key = (backup.guest.clone(), disk.path.clone(), disk.format);
             self.disks.get(key, &gate, || {
                 Disk::open(&gate, &disk.path, disk.format, &self.env).map_err(|e| match e.kind() {
@@ -259,10 +264,14 @@ impl Store {
 
     /// Opens a file of a backup as it is.
     pub fn open_file(&self, backup: &Backup, file: &BackupFile) -> Result<StoreFile> {
-        self.gate
-            .descend(&RelPath::new(backup.guest.as_str())?)?
+        self.guest_gate(&backup.guest)?
             .open_file(&file.path)
             .context(|| format!("backup {}@{}", backup.guest, backup.summary.name))
+    }
+
+    /// The gate beneath which a guest's files are opened.
+    pub(super) fn guest_gate(&self, guest: &GuestId) -> Result<Gate> {
+        self.gate.descend(&RelPath::new(guest.as_str())?)
     }
 
     /// How many guests and backups are kept just now.
@@ -290,12 +299,17 @@ impl Store {
     }
 }
 
-/// `previous-info` is one line: the bitmap's id and the backup's time in seconds since the epoch.
-fn parse_previous_info(bytes: Vec<u8>) -> Result<PreviousInfo> {
-    let text = String::from_utf8(bytes).ok();
-    let mut words = text.as_deref().unwrap_or_default().split_whitespace();
-    match (words.next(), words.next().and_then(Timestamp::parse_epoch), words.next()) {
-        (Some(bitmap), Some(time), None) => Ok(PreviousInfo { bitmap: bitmap.to_owned(), time }),
-        _ => Err(Error::new(ErrorKind::Corrupt, format!("{PREVIOUS_INFO} does not hold a bitmap's id and a time"))),
-    }
+/// The backups that a layout without a directory for each has.
+fn summaries(contents: &Contents) -> Vec<BackupSummary> {
+    let names = names::assign(contents.levels.iter().map(|level| (level.time, level.mark.clone())));
+    let summary = |(index, (level, name)): (usize, (&super::model::Level, BackupName))| BackupSummary {
+        name,
+        kind: GuestKind::Qemu,
+        time: level.time,
+        protected: false,
+        notes: None,
+        label: level.label.clone(),
+        place: Place::Level(index),
+    };
+    contents.levels.iter().zip(names).enumerate().map(summary).collect()
 }

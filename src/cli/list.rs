@@ -4,21 +4,28 @@ use serde::Serialize;
 
 use super::Outcome;
 use super::args::Global;
-use super::output::{Output, Tone, printable};
+use super::output::{Output, Progress, Tone, printable};
 use crate::base::Result;
-use crate::catalog::{BackupSummary, Guest, GuestId, GuestKind, Problem, Store};
+use crate::catalog::{BackupSummary, CheckedBackup, Guest, GuestId, GuestKind, Problem, Store};
 
-/// List guests, or the backups of one guest
+/// List guests, or the backups of one guest, and say which are broken
+///
+/// Every image is looked into: its header and its tables, not its data. A backup is broken when a disk of it cannot be trusted, be it
+/// that an image is missing, damaged or must not be opened. The exit code is 3 when something is.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The guest whose backups to list; without it all guests are listed
     guest: Option<String>,
+    /// Do not look into the images: list what directories and manifests say
+    #[arg(long)]
+    quick: bool,
 }
 
 /// The store's guests.
 #[derive(Serialize)]
 struct Guests {
     guests: Vec<GuestLine>,
+    /// What lies among the guests and is none.
     skipped: Vec<Problem>,
 }
 
@@ -29,6 +36,13 @@ struct GuestLine {
     backups: usize,
     oldest: Option<String>,
     latest: Option<String>,
+    broken: Vec<BrokenBackup>,
+    problems: Vec<Problem>,
+}
+
+#[derive(Serialize)]
+struct BrokenBackup {
+    backup: String,
     problems: Vec<Problem>,
 }
 
@@ -44,107 +58,146 @@ struct Backups {
 struct BackupLine {
     #[serde(flatten)]
     summary: BackupSummary,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    directory: Option<String>,
     disks: Vec<String>,
+    broken: bool,
     problems: Vec<Problem>,
 }
 
 pub(super) fn run(args: &Args, global: &Global, output: &Output) -> Result<Outcome> {
     let guest: Option<GuestId> = args.guest.as_deref().map(str::parse).transpose()?;
     let store = global.open_store()?;
-    match &guest {
-        None => list_guests(&store, output),
-        Some(id) => list_backups(&store, id, output),
+    let progress = Progress::start("layers looked at:");
+    let look = |guest: &Guest| look(&store, guest, args.quick, &progress);
+    match guest {
+        None => {
+            let list = list_guests(&store, look)?;
+            drop(progress);
+            output.print(&list, |list| guests_text(list, output))?;
+            let broken = |line: &GuestLine| !line.problems.is_empty() || !line.broken.is_empty();
+            Ok(outcome(!list.skipped.is_empty() || list.guests.iter().any(broken)))
+        }
+        Some(id) => {
+            let list = list_backups(&*store.guest(&id)?, look)?;
+            drop(progress);
+            output.print(&list, |list| backups_text(list, output))?;
+            Ok(outcome(!list.problems.is_empty() || list.backups.iter().any(|line| line.broken)))
+        }
     }
 }
 
-fn list_guests(store: &Store, output: &Output) -> Result<Outcome> {
+fn outcome(broken: bool) -> Outcome {
+    if broken { Outcome::Broken } else { Outcome::Done }
+}
+
+/// Every backup of `guest` with what is wrong with it, as far as was asked for.
+fn look(store: &Store, guest: &Guest, quick: bool, progress: &Progress) -> Result<Vec<CheckedBackup>> {
+    if !quick {
+        progress.part(format!("of guest {}", guest.id));
+        return store.check(guest, &|done, known| progress.set(done, known));
+    }
+    let unchecked = guest.backups().iter().map(|summary| match store.backup(&guest.id, &summary.name) {
+        Ok(backup) => CheckedBackup {
+            name: summary.name.clone(),
+            disks: backup.disks.iter().map(|disk| disk.name.clone()).collect(),
+            problems: backup.problems.clone(),
+        },
+        Err(e) => CheckedBackup {
+            name: summary.name.clone(),
+            disks: Vec::new(),
+            problems: vec![Problem::of(summary.name.as_str(), &e)],
+        },
+    });
+    Ok(unchecked.collect())
+}
+
+fn list_guests(store: &Store, look: impl Fn(&Guest) -> Result<Vec<CheckedBackup>>) -> Result<Guests> {
     let mut list = Guests { guests: Vec::new(), skipped: store.skipped()?.to_vec() };
     for id in store.guests()?.iter() {
-        list.guests.push(match store.guest(id) {
-            Ok(guest) => guest_line(&guest),
-            Err(e) => GuestLine {
-                guest: id.clone(),
-                kinds: Vec::new(),
-                backups: 0,
-                oldest: None,
-                latest: None,
-                problems: vec![Problem::of(id.as_str(), &e)],
-            },
-        });
+        let line = store.guest(id).and_then(|guest| Ok(guest_line(&guest, look(&guest)?)));
+        list.guests.push(line.unwrap_or_else(|e| GuestLine {
+            guest: id.clone(),
+            kinds: Vec::new(),
+            backups: 0,
+            oldest: None,
+            latest: None,
+            broken: Vec::new(),
+            problems: vec![Problem::of(id.as_str(), &e)],
+        }));
     }
-    output.print(&list, |list| guests_text(list, output))?;
-    let broken = !list.skipped.is_empty() || list.guests.iter().any(|guest| !guest.problems.is_empty());
-    Ok(if broken { Outcome::Broken } else { Outcome::Done })
+    Ok(list)
 }
 
-fn guest_line(guest: &Guest) -> GuestLine {
+fn guest_line(guest: &Guest, checked: Vec<CheckedBackup>) -> GuestLine {
     let mut kinds: Vec<GuestKind> = guest.backups().iter().map(|b| b.kind).collect();
     kinds.sort_unstable();
     kinds.dedup();
+    let broken = checked.into_iter().filter(|backup| !backup.problems.is_empty());
     GuestLine {
         guest: guest.id.clone(),
         kinds,
         backups: guest.backups().len(),
         oldest: guest.backups().first().map(|b| b.name.to_string()),
         latest: guest.latest().map(|b| b.name.to_string()),
+        broken: broken.map(|b| BrokenBackup { backup: b.name.to_string(), problems: b.problems }).collect(),
         problems: guest.problems.clone(),
     }
 }
 
 fn guests_text(list: &Guests, output: &Output) -> String {
-    let rows: Vec<_> = list
-        .guests
-        .iter()
-        .map(|line| {
-            let kinds: Vec<_> = line.kinds.iter().map(|k| k.name()).collect();
-            let oldest = line.oldest.clone().unwrap_or_default();
-            let latest = line.latest.clone().unwrap_or_default();
-            [line.guest.to_string(), kinds.join(","), line.backups.to_string(), oldest, latest]
-        })
-        .collect();
-    let mut text = output.table(["GUEST", "KIND", "BACKUPS", "OLDEST", "LATEST"], &rows);
+    let row = |line: &GuestLine| {
+        let kinds: Vec<_> = line.kinds.iter().map(|k| k.name()).collect();
+        let oldest = line.oldest.clone().unwrap_or_default();
+        let latest = line.latest.clone().unwrap_or_default();
+        let broken = line.broken.len().to_string();
+        [line.guest.to_string(), kinds.join(","), line.backups.to_string(), broken, oldest, latest]
+    };
+    let rows: Vec<_> = list.guests.iter().map(row).collect();
+    let mut text = output.table(["GUEST", "KIND", "BACKUPS", "BROKEN", "OLDEST", "LATEST"], &rows);
     for line in &list.guests {
+        for broken in &line.broken {
+            text += &problems_text(&format!("{}@{}", line.guest, broken.backup), &broken.problems, output);
+        }
         text += &problems_text(&format!("guest {}", line.guest), &line.problems, output);
     }
     text + &problems_text("store", &list.skipped, output)
 }
 
-fn list_backups(store: &Store, id: &GuestId, output: &Output) -> Result<Outcome> {
-    let guest = store.guest(id)?;
-    let mut list = Backups { guest: id.clone(), backups: Vec::new(), problems: guest.problems.clone() };
-    for summary in guest.backups() {
-        let (disks, problems) = match store.backup(id, &summary.name) {
-            Ok(backup) => (backup.disks.iter().map(|d| d.name.clone()).collect(), backup.problems.clone()),
-            Err(e) => (Vec::new(), vec![Problem::of(summary.name.as_str(), &e)]),
-        };
-        list.backups.push(BackupLine { summary: summary.clone(), disks, problems });
-    }
-    output.print(&list, |list| backups_text(list, output))?;
-    let broken = !list.problems.is_empty() || list.backups.iter().any(|line| !line.problems.is_empty());
-    Ok(if broken { Outcome::Broken } else { Outcome::Done })
+fn list_backups(guest: &Guest, look: impl Fn(&Guest) -> Result<Vec<CheckedBackup>>) -> Result<Backups> {
+    let line = |(summary, checked): (&BackupSummary, CheckedBackup)| BackupLine {
+        directory: summary.directory().map(str::to_owned),
+        summary: summary.clone(),
+        disks: checked.disks,
+        broken: !checked.problems.is_empty(),
+        problems: checked.problems,
+    };
+    Ok(Backups {
+        guest: guest.id.clone(),
+        backups: guest.backups().iter().zip(look(guest)?).map(line).collect(),
+        problems: guest.problems.clone(),
+    })
 }
 
 fn backups_text(list: &Backups, output: &Output) -> String {
-    let rows: Vec<_> = list
-        .backups
-        .iter()
-        .map(|line| {
-            let state = if line.problems.is_empty() { "ok" } else { "broken" };
-            let summary = &line.summary;
-            let protected = if summary.protected { "protected" } else { "" };
-            [
-                summary.name.to_string(),
-                summary.kind.to_string(),
-                state.to_owned(),
-                protected.to_owned(),
-                line.disks.join(" "),
-                summary.notes.clone().unwrap_or_default(),
-            ]
-        })
-        .collect();
+    let row = |line: &BackupLine| {
+        let summary = &line.summary;
+        let state = if line.broken { "broken" } else { "ok" };
+        let protected = if summary.protected { "yes" } else { "" };
+        let remark: Vec<&str> = [&summary.label, &summary.notes].into_iter().flatten().map(String::as_str).collect();
+        [
+            summary.name.to_string(),
+            summary.kind.to_string(),
+            state.to_owned(),
+            protected.to_owned(),
+            line.disks.join(" "),
+            remark.join("; "),
+        ]
+    };
+    let rows: Vec<_> = list.backups.iter().map(row).collect();
     let mut text = output.table(["BACKUP", "KIND", "STATE", "PROTECTED", "DISKS", "NOTES"], &rows);
     for line in &list.backups {
-        text += &problems_text(line.summary.name.as_str(), &line.problems, output);
+        text += &problems_text(&format!("{}@{}", list.guest, line.summary.name), &line.problems, output);
     }
     text + &problems_text(&format!("guest {}", list.guest), &list.problems, output)
 }

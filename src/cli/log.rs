@@ -5,8 +5,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
+use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::base::{Error, Result, Timestamp};
@@ -26,6 +26,8 @@ pub(super) enum Target {
 }
 
 const SYSLOG: &str = "/dev/log";
+/// The variable that sets the filter in every detail, in tracing-subscriber's syntax.
+const VARIABLE: &str = "ANNALS_LOG";
 
 impl Target {
     /// The file `path`, made if it is not there.
@@ -117,19 +119,26 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// Starts logging: warnings, and with each `-v` a level more. `plain` where lines may end up in a file.
+/// Starts logging: warnings, and with each `-v` a level more, unless `ANNALS_LOG` says otherwise. `plain` where lines may end up in a file.
 pub(super) fn start(verbose: u8, plain: bool) {
     let level = match verbose {
-        0 => LevelFilter::WARN,
-        1 => LevelFilter::INFO,
-        2 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
     };
+    let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new(level));
     // A second start, as tests in one process would do, leaves the first in place.
     let _ = tracing_subscriber::fmt()
+<<<<<<< HEAD
         .with_max_level(level)
         .with_writer(Lines)
         .with_ansi(!plain && super::output::colour_wanted(&io::stderr()))
+=======
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(super::output::colour_wanted(&std::io::stderr()))
+>>>>>>> 3e278a6 (Read oVirt's layout and plain folders of images; look into every layer once)
         .without_time()
         .with_target(false)
         .try_init();

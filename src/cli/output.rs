@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::base::{Error, ErrorKind, Result};
@@ -98,6 +99,46 @@ pub(super) fn clap_message(message: &clap::Error) {
     let text = message.render();
     let text = if colour_wanted(&io::stderr()) { text.ansi().to_string() } else { text.to_string() };
     let _ = io::stderr().lock().write_all(format!("annals: {text}").as_bytes());
+}
+
+/// A line on the terminal that says how far a long command has come; nothing where standard error is no terminal.
+pub(super) struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    /// Starts the line; `what` stands before the numbers.
+    pub(super) fn start(what: &'static str) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(5));
+        let style = ProgressStyle::with_template("{prefix} {pos} of {len} {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_prefix(what);
+        Self(Some(bar))
+    }
+
+    /// Says which part of the work it is.
+    pub(super) fn part(&self, name: String) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(printable(&name));
+        }
+    }
+
+    /// So many are done of so many.
+    pub(super) fn set(&self, done: usize, of: usize) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(of as u64);
+            bar.set_position(done as u64);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 /// Whether `stream` is a terminal whose user has not asked for no colours (<https://no-color.org>).

@@ -76,6 +76,15 @@ fn backing_of(source: &dyn LayerSource, layer: &Layer) -> Result<Option<(RelPath
     Ok(Some((path, format)))
 }
 
+/// The layer right below the image at `path`, by name and declared format; reads the image's header and nothing else.
+pub fn backing(
+    source: &dyn LayerSource,
+    path: &RelPath,
+    format: ImageFormat,
+) -> Result<Option<(RelPath, ImageFormat)>> {
+    backing_of(source, &open_layer(source, path, format)?)
+}
+
 /// A layer that is not there is a hole in the chain, told with the layer that needs it.
 fn missing(error: Error, above: &Layer) -> Error {
     if error.kind() != ErrorKind::NotFound {

@@ -17,7 +17,7 @@ mod qcow2;
 mod raw;
 mod reader;
 
-pub use chain::warm;
+pub use chain::{backing, warm};
 pub use check::{LayerCheck, check_layer};
 pub use env::DiskEnv;
 pub use flat::{Disk, Fault};

@@ -6,6 +6,7 @@
 pub mod filesystem;
 pub mod manifest;
 pub mod nbd;
+pub mod ovf;
 pub mod partition;
 pub mod qcow2;
 pub mod window;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::{Error, ErrorKind, Result};
 
 /// The format of an image, as a manifest or an overlay's header declares it. Formats are never probed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
     /// QEMU copy-on-write, version 2 or 3.

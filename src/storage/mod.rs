@@ -16,7 +16,7 @@ pub use gate::{DirEntry, DirStamp, EntryKind, FileStat, Gate, Space};
 pub use path::RelPath;
 pub use pool::{FilePool, StoreFile};
 
-use crate::base::{Error, ErrorKind, HostOffset, Result};
+use crate::base::{Error, ErrorKind, HostOffset, Result, Timestamp};
 
 /// What tells one file, and one state of it, from another: if any of it differs, cached facts do not apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +29,14 @@ pub struct FileIdentity {
     pub size: u64,
     /// Last change of the content, in nanoseconds since the epoch.
     pub mtime_ns: i128,
+}
+
+impl FileIdentity {
+    /// The second of the last change of the content.
+    #[must_use]
+    pub fn modified(&self) -> Timestamp {
+        Timestamp::nearest(self.mtime_ns.div_euclid(1_000_000_000))
+    }
 }
 
 /// Positioned reads of one file that does not change.
