@@ -8,8 +8,8 @@ use super::{Error, ErrorKind, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
-/// 9999-12-31T23:59:59Z, the last second RFC 3339 can spell.
-const LAST_SECOND: i64 = 253_402_300_799;
+/// 9999-12-30T22:00:00Z, the last second that is within the year 9999 at every offset, and therefore jiff's last.
+const LAST_SECOND: i64 = 253_402_207_200;
 
 impl Timestamp {
     /// 1970-01-01T00:00:00Z, for what has no time of its own.
@@ -100,7 +100,8 @@ mod tests {
     fn a_time_that_cannot_be_spelled_becomes_the_nearest_that_can() {
         assert_eq!(Timestamp::nearest(-5).epoch(), 0);
         assert_eq!(Timestamp::nearest(1_730_998_282).to_string(), "2024-11-07T16:51:22Z");
-        assert_eq!(Timestamp::nearest(i128::MAX).to_string(), "9999-12-31T23:59:59Z");
+        assert_eq!(Timestamp::nearest(i128::MAX).to_string(), "9999-12-30T22:00:00Z");
+        assert_eq!(Timestamp::from_epoch(LAST_SECOND + 1), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Backup, BackupName, Guest, Problem, Store};
 use crate::base::{Error, ErrorKind, Result};
@@ -52,11 +52,11 @@ impl Store {
         while !next.is_empty() {
             next = layers.look(&gate, next, progress);
         }
-        let checked = |(name, backup): (BackupName, Result<_>)| match backup {
+        let checked = |(name, backup): (BackupName, Result<Arc<Backup>>)| match backup {
             Ok(backup) => layers.judge(name, &backup),
             Err(e) => CheckedBackup { problems: vec![Problem::of(name.as_str(), &e)], name, disks: Vec::new() },
         };
-        Ok(backups.into_iter().map(|(name, backup)| checked((name, backup.map(|b| Backup::clone(&b))))).collect())
+        Ok(backups.into_iter().map(checked).collect())
     }
 }
 

@@ -153,7 +153,12 @@ fn look_into(disk: &Disk, name: &str, problems: &mut Vec<Problem>) -> Opened {
         label: partition.label,
         content: partition.content,
     });
-    Opened { size: disk.size(), allocated, layers: disk.layers().map(layer).collect(), partitions: partitions.collect() }
+    Opened {
+        size: disk.size(),
+        allocated,
+        layers: disk.layers().map(layer).collect(),
+        partitions: partitions.collect(),
+    }
 }
 
 fn layer(info: LayerInfo) -> ShownLayer {
