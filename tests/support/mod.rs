@@ -8,4 +8,5 @@
 pub(crate) mod chains;
 pub(crate) mod isolated;
 pub(crate) mod random;
+pub(crate) mod stores;
 pub(crate) mod tools;
