@@ -115,7 +115,7 @@ fn read_disk(
     }
     levels::cut(&mut images, problems);
     for (path, _) in &images {
-        let time = gate.stat(path).map_or(Timestamp::nearest(0), |stat| stat.identity.modified());
+        let time = gate.stat(path).map_or(Timestamp::EPOCH, |stat| stat.identity.modified());
         times.insert(path.clone(), time);
     }
     Ok(DiskDir { disk: disk.to_owned(), links: Links::read(gate, images), times })
@@ -165,7 +165,7 @@ fn by_snapshot(ovf: &Ovf, disks: &[DiskDir], contents: &mut Contents) {
             let text = format!("it does not say when snapshot {} was taken; its images' time is shown", snapshot.id);
             problems.push(Problem::new(OVF, ErrorKind::Corrupt, text));
             let time = |disk: &DiskEntry| by_name.get(disk.name.as_str())?.times.get(&disk.path).copied();
-            disks_then.values().filter_map(time).max().unwrap_or(Timestamp::nearest(0))
+            disks_then.values().filter_map(time).max().unwrap_or(Timestamp::EPOCH)
         });
         let mark = snapshot.id.chars().take(LONGEST_MARK);
         let mark = mark.map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
@@ -205,7 +205,7 @@ fn by_level(disks: Vec<DiskDir>, contents: &mut Contents) {
                 contents.problems.push(Problem::new(head(&chain), ErrorKind::Refused, why));
                 continue;
             }
-            let time_of = |path: &RelPath| disk.times.get(path).copied().unwrap_or(Timestamp::nearest(0));
+            let time_of = |path: &RelPath| disk.times.get(path).copied().unwrap_or(Timestamp::EPOCH);
             contents.lines.push(levels::line(&name, chain, time_of));
         }
     }

@@ -119,7 +119,8 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// Starts logging: warnings, and with each `-v` a level more, unless `ANNALS_LOG` says otherwise. `plain` where lines may end up in a file.
+/// Starts logging: warnings, and with each `-v` a level more, unless `ANNALS_LOG` says otherwise. `plain` where lines may
+/// end up in a file.
 pub(super) fn start(verbose: u8, plain: bool) {
     let level = match verbose {
         0 => "warn",
@@ -130,15 +131,9 @@ pub(super) fn start(verbose: u8, plain: bool) {
     let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new(level));
     // A second start, as tests in one process would do, leaves the first in place.
     let _ = tracing_subscriber::fmt()
-<<<<<<< HEAD
-        .with_max_level(level)
+        .with_env_filter(filter)
         .with_writer(Lines)
         .with_ansi(!plain && super::output::colour_wanted(&io::stderr()))
-=======
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(super::output::colour_wanted(&std::io::stderr()))
->>>>>>> 3e278a6 (Read oVirt's layout and plain folders of images; look into every layer once)
         .without_time()
         .with_target(false)
         .try_init();
