@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use super::{completions, init, list, man, mount, show, umount};
+use super::{completions, init, list, man, mount, nbd, show, umount};
 use crate::base::{Error, ErrorKind, Result};
 use crate::catalog::Store;
 use crate::disk::DiskEnv;
@@ -64,6 +64,7 @@ pub(super) enum Command {
     Show(show::Args),
     Mount(mount::Args),
     Umount(umount::Args),
+    Nbd(nbd::Args),
     Completions(completions::Args),
     Man(man::Args),
 }

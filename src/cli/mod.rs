@@ -10,6 +10,7 @@ mod list;
 mod log;
 mod man;
 mod mount;
+mod nbd;
 mod output;
 mod show;
 mod umount;
@@ -90,6 +91,7 @@ fn run(cli: Cli, output: &Output) -> Result<Outcome> {
         Command::Show(args) => show::run(&args, global, output),
         Command::Mount(args) => mount::run(&args, global),
         Command::Umount(args) => umount::run(&args),
+        Command::Nbd(args) => nbd::run(&args, output),
         Command::Completions(args) => completions::run(&args, output),
         Command::Man(args) => man::run(&args),
     }

@@ -1,6 +1,6 @@
 //! One connection after its handshake: a task that writes commands, one that reads replies, one that watches the clock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::pin::Pin;
@@ -33,6 +33,8 @@ const READ_AHEAD: usize = 32 << 10;
 const WRITE_BATCH: usize = 4 << 10;
 /// How long saying good-bye may take.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Commands whose answer may have stragglers that are remembered.
+const REMEMBERED: usize = 64;
 
 /// What is in flight holds its share of the client's budget until its answer is complete.
 pub(super) type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
@@ -143,7 +145,8 @@ impl Connection {
         let stall = options.stall_timeout;
         let writer = tokio::spawn(write_requests(Arc::clone(&shared), write, style, stall, incoming));
         let heard = Heard { stream: read, shared: Arc::clone(&shared) };
-        let reader = Reader { stream: BufReader::with_capacity(READ_AHEAD, heard), style, shared: Arc::clone(&shared) };
+        let stream = BufReader::with_capacity(READ_AHEAD, heard);
+        let reader = Reader { stream, style, shared: Arc::clone(&shared), stragglers: VecDeque::new() };
         let reader = tokio::spawn(reader.run());
         let watchdog = tokio::spawn(watch(Arc::clone(&shared), stall, options.command_timeout));
         let tasks = [reader.abort_handle(), watchdog.abort_handle(), writer.abort_handle()];
@@ -297,6 +300,8 @@ struct Reader {
     stream: BufReader<Heard>,
     style: HeaderStyle,
     shared: Arc<Shared>,
+    /// Cookies of failed block statuses, with how many chunks may still come for each; see [`Assembly::stragglers`].
+    stragglers: VecDeque<(u64, usize)>,
 }
 
 fn broken(message: impl Into<String>) -> Error {
@@ -336,14 +341,28 @@ impl Reader {
             }
             (HeaderStyle::Structured, ChunkHeader::STRUCTURED_MAGIC) => {
                 let header = ChunkHeader::parse_structured(&self.array().await?)?;
-                self.whole(header.cookie, async |reader, pending| reader.chunk(header, pending).await).await
+                self.part(header).await
             }
             (HeaderStyle::Extended, ChunkHeader::EXTENDED_MAGIC) => {
                 let header = ChunkHeader::parse_extended(&self.array().await?)?;
-                self.whole(header.cookie, async |reader, pending| reader.chunk(header, pending).await).await
+                self.part(header).await
             }
             (style, other) => Err(broken(format!("a reply has the magic {other:#010x}, wrong for {style:?} replies"))),
         }
+    }
+
+    /// A chunk: of an answer, or one that comes after its answer's end.
+    async fn part(&mut self, header: ChunkHeader) -> Result<()> {
+        if matches!(header.kind, ChunkKind::BlockStatus | ChunkKind::BlockStatusExtended)
+            && let Some((_, left)) = self.stragglers.iter_mut().find(|(cookie, _)| *cookie == header.cookie)
+            && *left > 0
+        {
+            *left -= 1;
+            let mut payload = (&mut self.stream).take(header.len);
+            let skipped = tokio::io::copy_buf(&mut payload, &mut tokio::io::sink()).await.map_err(lost)?;
+            return if skipped == header.len { Ok(()) } else { Err(lost(io::ErrorKind::UnexpectedEof.into())) };
+        }
+        self.whole(header.cookie, async |reader, pending| reader.chunk(header, pending).await).await
     }
 
     /// Finds what waits under a cookie, lets `add` add to it, and hands it over when `add` says that it is complete.
@@ -365,6 +384,11 @@ impl Reader {
                 waiting.answer = Some(pending);
             }
             return Ok(());
+        }
+        let stragglers = pending.assembly.stragglers();
+        if stragglers > 0 {
+            self.stragglers.truncate(REMEMBERED - 1);
+            self.stragglers.push_front((cookie, stragglers));
         }
         let outcome = pending.assembly.finish().map_err(in_answer)?;
         self.shared.lock().in_flight.remove(&cookie);

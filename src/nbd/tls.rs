@@ -126,7 +126,8 @@ fn verifier(directory: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<WebP
         builder = builder.with_crls(revoked).allow_unknown_revocation_status();
     }
     builder.build().map_err(|e| {
-        Error::new(ErrorKind::Usage, format!("nothing in {} can be trusted", directory.display())).with_source(e)
+        let message = format!("{CA_CERTIFICATE} or {CA_REVOKED} in {} cannot be used", directory.display());
+        Error::new(ErrorKind::Usage, message).with_source(e)
     })
 }
 

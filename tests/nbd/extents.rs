@@ -151,6 +151,44 @@ fn an_error_for_a_block_status_fails_it_alone() {
     });
 }
 
+#[test]
+fn a_status_that_goes_on_after_the_error_that_ended_it_is_understood_as_qemu_means_it() {
+    for offer in styles() {
+        let server = server(offer, |session, asked| match asked.offset {
+            0 => {
+                session.error(asked, true, 1, 22, "can't get block status")?;
+                session.status(asked, true, 4, &[(512, 1), (512, 0)])
+            }
+            _ => {
+                session.status(asked, false, 4, &[(asked.len, 1)])?;
+                session.status(asked, true, 9, &[(asked.len, 0)])
+            }
+        });
+        run(async {
+            let client = connect(&server, &with_contexts(&[A, B])).await;
+            for _ in 0..3 {
+                client.block_status(B, range(0, 512)).await.unwrap_err();
+                assert_eq!(client.block_status(B, range(512, 512)).await.unwrap(), [extent(512, 1024, 1)]);
+            }
+        });
+    }
+}
+
+#[test]
+fn more_statuses_after_an_error_than_there_are_contexts_are_a_lie() {
+    let server = server(styles()[0].clone(), |session, asked| {
+        session.error(asked, true, 1, 22, "")?;
+        session.status(asked, false, 4, &[(512, 1)])?;
+        session.status(asked, true, 4, &[(512, 1)])
+    });
+    run(async {
+        let client = connect(&server, &with_contexts(&[A, B])).await;
+        client.block_status(B, range(0, 512)).await.unwrap_err();
+        let error = client.block_status(B, range(512, 512)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol, "{}", error.report());
+    });
+}
+
 /// How a block status of the whole export fails.
 #[track_caller]
 fn lie(offer: Offer, word: &str, answer: impl Fn(&mut Session, Asked) -> std::io::Result<()> + Send + Sync + 'static) {

@@ -1,15 +1,30 @@
 //! The NBD client against a fake server that plays every lie the protocol allows, and against the real ones.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, unreachable_pub, missing_docs)]
+// A test fails by panicking, in its helpers too.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss
+)]
 
 #[path = "../support/fake_nbd.rs"]
 mod fake_nbd;
+#[path = "../support/nbd_servers.rs"]
+mod nbd_servers;
+#[path = "../support/mod.rs"]
+mod support;
 
 mod budget;
+mod cli;
 mod extents;
 mod handshake;
+mod interop;
 mod lost;
 mod replies;
+mod throughput;
+mod tls;
 
 use std::time::Duration;
 
@@ -19,7 +34,7 @@ use annals::nbd::{Client, Options};
 use fake_nbd::{FakeServer, Offer, Session};
 
 /// Runs a test's client; one that hangs fails.
-pub fn run<T>(test: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let test = async { tokio::time::timeout(Duration::from_secs(30), test).await.expect("the client hangs") };
     let result = runtime.block_on(test);
@@ -28,7 +43,7 @@ pub fn run<T>(test: impl Future<Output = T>) -> T {
 }
 
 /// Limits short enough for tests, long enough for a busy machine.
-pub fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options {
         handshake_timeout: Duration::from_secs(5),
         stall_timeout: Duration::from_secs(5),
@@ -37,21 +52,23 @@ pub fn options() -> Options {
     }
 }
 
-pub fn with_contexts(contexts: &[&str]) -> Options {
+/// Options that select these contexts.
+pub(crate) fn with_contexts(contexts: &[&str]) -> Options {
     Options { contexts: contexts.iter().map(|name| (*name).to_owned()).collect(), ..options() }
 }
 
-pub fn range(start: u64, len: u64) -> GuestRange {
+/// `len` bytes from `start` on.
+pub(crate) fn range(start: u64, len: u64) -> GuestRange {
     GuestRange::new(GuestOffset(start), len).unwrap()
 }
 
 /// Connects to the export `vda` of a fake server.
-pub async fn connect(server: &FakeServer, options: &Options) -> Client {
+pub(crate) async fn connect(server: &FakeServer, options: &Options) -> Client {
     Client::connect(&server.uri("vda"), options).await.unwrap_or_else(|e| panic!("{}", e.report()))
 }
 
 /// How a read of 4096 bytes at 8192 fails, and how the next one does, when a script lies after the handshake.
-pub fn failed_read(
+pub(crate) fn failed_read(
     offer: Offer,
     lie: impl Fn(&mut Session, fake_nbd::Asked) -> std::io::Result<()> + Send + Sync + 'static,
 ) -> (Error, annals::base::Result<Vec<u8>>) {

@@ -11,30 +11,30 @@ use std::thread::JoinHandle;
 use annals::nbd::constants as nbd;
 
 /// Bytes of the fake disk unless a test says otherwise.
-pub const SIZE: u64 = 1 << 20;
+pub(crate) const SIZE: u64 = 1 << 20;
 
 /// The byte at each offset of the honest fake disk.
-pub fn byte_at(offset: u64) -> u8 {
+pub(crate) fn byte_at(offset: u64) -> u8 {
     (offset ^ (offset >> 9)) as u8
 }
 
 /// The honest answer to a read.
-pub fn bytes_at(offset: u64, len: u64) -> Vec<u8> {
+pub(crate) fn bytes_at(offset: u64, len: u64) -> Vec<u8> {
     (offset..offset + len).map(byte_at).collect()
 }
 
 /// What the server offers in its handshake.
 #[derive(Clone)]
-pub struct Offer {
-    pub size: u64,
-    pub flags: u16,
-    pub greeting: u16,
-    pub structured: bool,
-    pub extended: bool,
-    pub go: bool,
+pub(crate) struct Offer {
+    pub(crate) size: u64,
+    pub(crate) flags: u16,
+    pub(crate) greeting: u16,
+    pub(crate) structured: bool,
+    pub(crate) extended: bool,
+    pub(crate) go: bool,
     /// Names with the ids that they get.
-    pub contexts: Vec<(u32, String)>,
-    pub block_sizes: Option<[u32; 3]>,
+    pub(crate) contexts: Vec<(u32, String)>,
+    pub(crate) block_sizes: Option<[u32; 3]>,
 }
 
 impl Default for Offer {
@@ -53,42 +53,42 @@ impl Default for Offer {
 }
 
 impl Offer {
-    pub fn simple() -> Self {
+    pub(crate) fn simple() -> Self {
         Self { structured: false, ..Self::default() }
     }
 
-    pub fn extended() -> Self {
+    pub(crate) fn extended() -> Self {
         Self { extended: true, ..Self::default() }
     }
 
-    pub fn with_contexts(self, contexts: &[(u32, &str)]) -> Self {
+    pub(crate) fn with_contexts(self, contexts: &[(u32, &str)]) -> Self {
         Self { contexts: contexts.iter().map(|(id, name)| (*id, (*name).to_owned())).collect(), ..self }
     }
 }
 
 /// A request as the fake server reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked {
-    pub command: u16,
-    pub cookie: u64,
-    pub offset: u64,
-    pub len: u64,
+pub(crate) struct Asked {
+    pub(crate) command: u16,
+    pub(crate) cookie: u64,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
 }
 
 /// One connection, from the server's side.
-pub struct Session {
+pub(crate) struct Session {
     stream: UnixStream,
     /// The how many-eth connection it is, from 0.
-    pub number: usize,
+    pub(crate) number: usize,
     extended: bool,
 }
 
 impl Session {
-    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
     }
 
-    pub fn receive(&mut self, len: usize) -> io::Result<Vec<u8>> {
+    pub(crate) fn receive(&mut self, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];
         self.stream.read_exact(&mut bytes)?;
         Ok(bytes)
@@ -107,30 +107,30 @@ impl Session {
     }
 
     /// Bytes that the client has sent and that were not read yet.
-    pub fn pending(&self) -> io::Result<u64> {
+    pub(crate) fn pending(&self) -> io::Result<u64> {
         Ok(rustix::io::ioctl_fionread(&self.stream)?)
     }
 
     /// Waits until the client closes.
-    pub fn wait_for_end(&mut self) -> io::Result<()> {
+    pub(crate) fn wait_for_end(&mut self) -> io::Result<()> {
         io::copy(&mut self.stream, &mut io::sink()).map(|_| ())
     }
 
     /// The greeting, and the client's answer to it.
-    pub fn greet(&mut self, flags: u16) -> io::Result<u32> {
+    pub(crate) fn greet(&mut self, flags: u16) -> io::Result<u32> {
         self.send(b"NBDMAGICIHAVEOPT")?;
         self.send(&flags.to_be_bytes())?;
         self.u32()
     }
 
     /// The next option with its data.
-    pub fn option(&mut self) -> io::Result<(u32, Vec<u8>)> {
+    pub(crate) fn option(&mut self) -> io::Result<(u32, Vec<u8>)> {
         assert_eq!(self.u64()?, nbd::OPTION_MAGIC);
         let (option, len) = (self.u32()?, self.u32()?);
         Ok((option, self.receive(len as usize)?))
     }
 
-    pub fn reply(&mut self, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {
+    pub(crate) fn reply(&mut self, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {
         let mut reply = nbd::OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
         reply.extend(option.to_be_bytes());
         reply.extend(kind.to_be_bytes());
@@ -140,7 +140,7 @@ impl Session {
     }
 
     /// Refuses options until the one wanted comes; its data is returned.
-    pub fn refuse_until(&mut self, wanted: u32) -> io::Result<Vec<u8>> {
+    pub(crate) fn refuse_until(&mut self, wanted: u32) -> io::Result<Vec<u8>> {
         loop {
             let (option, data) = self.option()?;
             if option == wanted {
@@ -151,7 +151,7 @@ impl Session {
     }
 
     /// An honest handshake, until the client has entered the export.
-    pub fn handshake(&mut self, offer: &Offer) -> io::Result<()> {
+    pub(crate) fn handshake(&mut self, offer: &Offer) -> io::Result<()> {
         self.greet(offer.greeting)?;
         loop {
             let (option, data) = self.option()?;
@@ -190,7 +190,7 @@ impl Session {
     }
 
     /// The facts of an export, without the acknowledgement.
-    pub fn info(&mut self, option: u32, offer: &Offer) -> io::Result<()> {
+    pub(crate) fn info(&mut self, option: u32, offer: &Offer) -> io::Result<()> {
         let export = [&[0, 0][..], &offer.size.to_be_bytes(), &offer.flags.to_be_bytes()].concat();
         self.reply(option, nbd::REP_INFO, &export)?;
         if let Some(sizes) = offer.block_sizes {
@@ -201,7 +201,7 @@ impl Session {
     }
 
     /// The next request; the client's farewell is the end of the stream.
-    pub fn request(&mut self) -> io::Result<Asked> {
+    pub(crate) fn request(&mut self) -> io::Result<Asked> {
         let magic = if self.extended { nbd::EXTENDED_REQUEST_MAGIC } else { nbd::REQUEST_MAGIC };
         assert_eq!(self.u32()?, magic);
         let _flags = self.u16()?;
@@ -213,7 +213,7 @@ impl Session {
         Ok(Asked { command, cookie, offset, len })
     }
 
-    pub fn simple(&mut self, cookie: u64, error: u32, data: &[u8]) -> io::Result<()> {
+    pub(crate) fn simple(&mut self, cookie: u64, error: u32, data: &[u8]) -> io::Result<()> {
         let mut reply = nbd::SIMPLE_REPLY_MAGIC.to_be_bytes().to_vec();
         reply.extend(error.to_be_bytes());
         reply.extend(cookie.to_be_bytes());
@@ -222,7 +222,7 @@ impl Session {
     }
 
     /// A chunk's header that declares `len` bytes.
-    pub fn chunk_header(&mut self, asked: Asked, done: bool, kind: u16, len: u64) -> io::Result<()> {
+    pub(crate) fn chunk_header(&mut self, asked: Asked, done: bool, kind: u16, len: u64) -> io::Result<()> {
         let mut reply = Vec::new();
         let magic = if self.extended { nbd::EXTENDED_REPLY_MAGIC } else { nbd::STRUCTURED_REPLY_MAGIC };
         reply.extend(magic.to_be_bytes());
@@ -238,21 +238,21 @@ impl Session {
         self.send(&reply)
     }
 
-    pub fn chunk(&mut self, asked: Asked, done: bool, kind: u16, payload: &[u8]) -> io::Result<()> {
+    pub(crate) fn chunk(&mut self, asked: Asked, done: bool, kind: u16, payload: &[u8]) -> io::Result<()> {
         self.chunk_header(asked, done, kind, payload.len() as u64)?;
         self.send(payload)
     }
 
-    pub fn data(&mut self, asked: Asked, done: bool, offset: u64, data: &[u8]) -> io::Result<()> {
+    pub(crate) fn data(&mut self, asked: Asked, done: bool, offset: u64, data: &[u8]) -> io::Result<()> {
         self.chunk(asked, done, nbd::REPLY_OFFSET_DATA, &[&offset.to_be_bytes(), data].concat())
     }
 
-    pub fn hole(&mut self, asked: Asked, done: bool, offset: u64, len: u32) -> io::Result<()> {
+    pub(crate) fn hole(&mut self, asked: Asked, done: bool, offset: u64, len: u32) -> io::Result<()> {
         self.chunk(asked, done, nbd::REPLY_OFFSET_HOLE, &[&offset.to_be_bytes()[..], &len.to_be_bytes()].concat())
     }
 
     /// One context's status, in the width that was agreed on.
-    pub fn status(&mut self, asked: Asked, done: bool, context: u32, extents: &[(u64, u64)]) -> io::Result<()> {
+    pub(crate) fn status(&mut self, asked: Asked, done: bool, context: u32, extents: &[(u64, u64)]) -> io::Result<()> {
         let mut payload = context.to_be_bytes().to_vec();
         if self.extended {
             payload.extend((extents.len() as u32).to_be_bytes());
@@ -266,14 +266,14 @@ impl Session {
         self.chunk(asked, done, nbd::REPLY_BLOCK_STATUS, &payload)
     }
 
-    pub fn error(&mut self, asked: Asked, done: bool, kind: u16, errno: u32, text: &str) -> io::Result<()> {
+    pub(crate) fn error(&mut self, asked: Asked, done: bool, kind: u16, errno: u32, text: &str) -> io::Result<()> {
         let len = text.len() as u16;
         let payload = [&errno.to_be_bytes()[..], &len.to_be_bytes(), text.as_bytes()].concat();
         self.chunk(asked, done, nbd::REPLY_FLAG_ERROR | kind, &payload)
     }
 
     /// The honest answer to a read, in the style that was agreed on.
-    pub fn answer_read(&mut self, offer: &Offer, asked: Asked) -> io::Result<()> {
+    pub(crate) fn answer_read(&mut self, offer: &Offer, asked: Asked) -> io::Result<()> {
         let data = bytes_at(asked.offset, asked.len);
         if offer.structured || offer.extended {
             self.data(asked, true, asked.offset, &data)
@@ -283,7 +283,7 @@ impl Session {
     }
 
     /// Answers reads honestly until the client leaves.
-    pub fn serve_reads(&mut self, offer: &Offer) -> io::Result<()> {
+    pub(crate) fn serve_reads(&mut self, offer: &Offer) -> io::Result<()> {
         loop {
             let asked = self.request()?;
             assert_eq!(asked.command, nbd::CMD_READ, "{asked:?}");
@@ -293,7 +293,7 @@ impl Session {
 }
 
 /// A running fake server.
-pub struct FakeServer {
+pub(crate) struct FakeServer {
     directory: tempfile::TempDir,
     stop: Arc<AtomicBool>,
     accepted: Arc<AtomicUsize>,
@@ -302,7 +302,7 @@ pub struct FakeServer {
 
 impl FakeServer {
     /// Runs `script` for each connection in a thread of its own. An I/O error in it is the client's leaving.
-    pub fn start(script: impl Fn(&mut Session) -> io::Result<()> + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(script: impl Fn(&mut Session) -> io::Result<()> + Send + Sync + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("nbd.sock")).unwrap();
         let (stop, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -327,24 +327,24 @@ impl FakeServer {
     }
 
     /// A server whose script begins after an honest handshake.
-    pub fn after(offer: Offer, script: impl Fn(&mut Session) -> io::Result<()> + Send + Sync + 'static) -> Self {
+    pub(crate) fn after(offer: Offer, script: impl Fn(&mut Session) -> io::Result<()> + Send + Sync + 'static) -> Self {
         Self::start(move |session| {
             session.handshake(&offer)?;
             script(session)
         })
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("nbd.sock")
     }
 
     /// The URI of an export of that name.
-    pub fn uri(&self, export: &str) -> annals::nbd::Uri {
+    pub(crate) fn uri(&self, export: &str) -> annals::nbd::Uri {
         annals::nbd::Uri::parse(&format!("nbd+unix:///{export}?socket={}", self.socket().display())).unwrap()
     }
 
     /// Connections so far.
-    pub fn accepted(&self) -> usize {
+    pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
 }

@@ -67,6 +67,8 @@ need_to_test() {
     need rsync rsync
     need nbdkit nbdkit
     need nbdinfo libnbd-bin
+    need qemu-storage-daemon qemu-daemon
+    need openssl openssl
     need shellcheck shellcheck
 }
 
