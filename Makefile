@@ -45,7 +45,7 @@ clippy:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 doc:
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items --quiet
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --locked --workspace --no-deps --document-private-items --quiet
 
 deny:
 	tests/support/deny.sh

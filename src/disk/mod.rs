@@ -1,7 +1,7 @@
 //! Layer 3: disks. Where the bytes of a flattened chain are, and the reading of them.
 //!
 //! Finding and moving are separate. *Finding*: a [`Layer`](layer::Layer) says what its image holds of a range, the
-//! [map](map) of a region lays all layers over each other in one pass, and [`Disk`] keeps such maps and answers every
+//! [`map`] of a region lays all layers over each other in one pass, and [`Disk`] keeps such maps and answers every
 //! question about extents from them. *Moving*: [`reader`] turns extents into bytes. A read looks up one map, whatever the
 //! chain's depth.
 

@@ -1,7 +1,7 @@
 //! The program as a person or a script uses it: `init`, `list`, `show` and the rest, on stores made by qemu-img.
 
 // Helpers of tests fail by panicking, as tests do.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
 #[path = "../support/mod.rs"]
 mod support;
