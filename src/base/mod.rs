@@ -7,5 +7,5 @@ pub mod time;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Result};
-pub use time::Timestamp;
+pub use time::{FileTime, Timestamp};
 pub use units::{GuestOffset, GuestRange, HostOffset, HostRange};

@@ -83,6 +83,51 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// A file's time as `stat` tells it: seconds since the epoch, before it where negative, and nanoseconds after that second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct FileTime {
+    /// Whole seconds, rounded towards the past.
+    pub seconds: i64,
+    /// Nanoseconds after them, fewer than 1,000,000,000.
+    pub nanos: u32,
+}
+
+impl FileTime {
+    /// A whole second.
+    #[must_use]
+    pub fn from_seconds(seconds: i64) -> Self {
+        Self { seconds, nanos: 0 }
+    }
+
+    /// Parses a decimal number of seconds with an optional sign and fraction (`-1.5`), as PAX headers have it.
+    ///
+    /// What lies beyond nanoseconds is rounded towards the past. `None` where it is no such number or outside 64 bits.
+    #[must_use]
+    pub fn parse_decimal(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        let (negative, digits) = match text.strip_prefix('-') {
+            Some(digits) => (true, digits),
+            None => (false, text),
+        };
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+        if whole.is_empty() || !whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        let seconds: i64 = whole.parse().ok()?;
+        let nanos =
+            fraction.bytes().chain(std::iter::repeat(b'0')).take(9).fold(0, |n, b| n * 10 + u32::from(b - b'0'));
+        if !negative {
+            return Some(Self { seconds, nanos });
+        }
+        let beyond = u32::from(fraction.bytes().skip(9).any(|b| b != b'0'));
+        let back = nanos + beyond;
+        Some(match back {
+            0 => Self { seconds: -seconds, nanos: 0 },
+            back => Self { seconds: (-seconds).checked_sub(1)?, nanos: 1_000_000_000 - back },
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +163,20 @@ mod tests {
         }
         for no in ["", "007", "+1", "-1", "99999999999999", "1e3"] {
             assert_eq!(Timestamp::parse_epoch(no), None, "{no}");
+        }
+    }
+
+    #[test]
+    fn decimal_times_before_the_epoch_count_their_fraction_forwards() {
+        let time = |text: &str| FileTime::parse_decimal(text.as_bytes()).map(|t| (t.seconds, t.nanos));
+        assert_eq!(time("1700000000.123456789"), Some((1_700_000_000, 123_456_789)));
+        assert_eq!(time("5"), Some((5, 0)));
+        assert_eq!(time("5.0000000019"), Some((5, 1)));
+        assert_eq!(time("-1.5"), Some((-2, 500_000_000)));
+        assert_eq!(time("-1.0"), Some((-1, 0)));
+        assert_eq!(time("-1.0000000001"), Some((-2, 999_999_999)));
+        for no in ["", "-", ".5", "1e3", "1.5.2", "99999999999999999999", " 1", "+1"] {
+            assert_eq!(time(no), None, "{no}");
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What all disks of a process share: the caches, and the layers that are open.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use quick_cache::sync::{Cache, DefaultLifecycle};
@@ -11,7 +10,7 @@ use super::layer::{Layer, Node, NodeId};
 use super::map::RegionMap;
 use crate::base::Result;
 use crate::format::ImageFormat;
-use crate::storage::{BlockCache, CacheStats, FileIdentity};
+use crate::storage::{BlockCache, CacheStats, FileIdentity, FileNumber};
 
 /// Names the map of one region of the disk that `node` and the layers below it make up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,10 +30,9 @@ struct NodeKey {
 
 /// Caches and open layers shared by every disk of a process.
 pub struct DiskEnv {
-    blocks: BlockCache,
+    blocks: Arc<BlockCache>,
     maps: Cache<MapKey, Arc<RegionMap>, ByMemory>,
     nodes: Mutex<Nodes>,
-    next_node: AtomicU64,
 }
 
 #[derive(Default)]
@@ -77,13 +75,19 @@ impl DiskEnv {
             }
             Err(_) => Cache::with_weighter(256, maps, ByMemory),
         };
-        Arc::new(Self { blocks: BlockCache::new(blocks), maps, nodes: Mutex::default(), next_node: AtomicU64::new(1) })
+        Arc::new(Self { blocks: Arc::new(BlockCache::new(blocks)), maps, nodes: Mutex::default() })
     }
 
     /// What the cache of decoded clusters has done so far.
     #[must_use]
     pub fn cache_stats(&self) -> CacheStats {
         self.blocks.stats()
+    }
+
+    /// The cache of decoded blocks, for whatever else of the process decodes some.
+    #[must_use]
+    pub fn block_cache(&self) -> &Arc<BlockCache> {
+        &self.blocks
     }
 
     /// Bytes that maps take up now.
@@ -114,7 +118,7 @@ impl DiskEnv {
         if let Some(node) = nodes.open.get(&key).and_then(Weak::upgrade) {
             return node;
         }
-        let node = Arc::new(Node { id: NodeId(self.next_node.fetch_add(1, Ordering::Relaxed)), layer });
+        let node = Arc::new(Node { id: NodeId(FileNumber::next()), layer });
         nodes.open.insert(key, Arc::downgrade(&node));
         if nodes.open.len() > nodes.sweep_at {
             nodes.open.retain(|_, node| node.strong_count() > 0);

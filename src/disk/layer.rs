@@ -7,11 +7,11 @@ use super::{qcow2, raw};
 use crate::base::{Error, GuestOffset, GuestRange, HostOffset, Result};
 use crate::format::ImageFormat;
 use crate::format::qcow2::{Backing, Header};
-use crate::storage::{FileIdentity, RelPath, Storage};
+use crate::storage::{FileIdentity, FileNumber, RelPath, Storage};
 
 /// Tells one open layer (with what lies below it) from every other one that this process ever had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct NodeId(pub(super) u64);
+pub(super) struct NodeId(pub(super) FileNumber);
 
 /// A layer at its place in a chain: the same file above other layers is another node.
 pub(super) struct Node {

@@ -1,17 +1,31 @@
 //! The block cache: decoded blocks, bounded in bytes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use crate::base::{HostOffset, Result};
 
+/// The number of a layer or archive that a process has open, never given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileNumber(u64);
+
+impl FileNumber {
+    /// One that nobody has yet.
+    #[must_use]
+    pub fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// Names one decoded block: the file it comes from and where its encoded form starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlockKey {
-    /// A number that this process gives to each opened layer or archive, never twice.
-    pub file: u64,
+    /// Whose it is.
+    pub file: FileNumber,
     /// Where the block's stored form starts.
     pub at: HostOffset,
 }
@@ -79,13 +93,14 @@ mod tests {
     use super::*;
     use crate::base::{Error, ErrorKind};
 
-    fn key(at: u64) -> BlockKey {
-        BlockKey { file: 1, at: HostOffset(at) }
+    fn keys() -> impl Fn(u64) -> BlockKey {
+        let file = FileNumber::next();
+        move |at| BlockKey { file, at: HostOffset(at) }
     }
 
     #[test]
     fn it_never_holds_more_than_its_capacity() {
-        let cache = BlockCache::new(1 << 20);
+        let (cache, key) = (BlockCache::new(1 << 20), keys());
         for i in 0..200 {
             let block = cache.get_or_load(key(i), || Ok(vec![i as u8; 64 << 10].into())).unwrap();
             assert_eq!(block[0], i as u8);
@@ -96,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_not_remembered() {
-        let cache = BlockCache::new(1 << 20);
+        let (cache, key) = (BlockCache::new(1 << 20), keys());
         let failed = cache.get_or_load(key(7), || Err(Error::new(ErrorKind::Corrupt, "bad")));
         assert!(failed.is_err());
         assert_eq!(cache.get_or_load(key(7), || Ok(vec![9].into())).unwrap()[0], 9);

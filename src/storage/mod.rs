@@ -5,13 +5,15 @@
 //! [`BlockCache`] keeps what was expensive to decode. Nothing here knows a format.
 
 mod cache;
+mod derived;
 mod gate;
 pub mod memory;
 mod path;
 mod pool;
 pub mod publish;
 
-pub use cache::{BlockCache, BlockKey, CacheStats};
+pub use cache::{BlockCache, BlockKey, CacheStats, FileNumber};
+pub use derived::{DerivedDir, derived_name};
 pub use gate::{DirEntry, DirStamp, EntryKind, FileStat, Gate, Space};
 pub use path::RelPath;
 pub use pool::{FilePool, StoreFile};
