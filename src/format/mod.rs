@@ -9,6 +9,7 @@ pub mod nbd;
 pub mod ovf;
 pub mod partition;
 pub mod qcow2;
+pub mod tar;
 pub mod window;
 
 use std::fmt;

@@ -7,3 +7,5 @@
 mod support;
 
 mod partitions;
+mod tar;
+mod trees;

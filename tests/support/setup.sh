@@ -66,6 +66,8 @@ need_to_test() {
     need xorriso xorriso
     need rsync rsync
     need nbdkit nbdkit
+    need bsdtar libarchive-tools
+    need python3 python3
     need nbdinfo libnbd-bin
     need qemu-storage-daemon qemu-daemon
     need openssl openssl

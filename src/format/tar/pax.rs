@@ -1,0 +1,304 @@
+//! PAX extended headers: records of the form `length key=value\n`.
+//!
+//! The length rules: a value may hold line breaks and `=`, so records are never looked for by their text.
+
+use super::acl::acl_to_xattr;
+use super::sparse::Extent;
+use crate::base::{Error, ErrorKind, FileTime, Result};
+
+/// An extended attribute: its name and value.
+pub type Xattr = (Vec<u8>, Vec<u8>);
+
+/// The records of a global header, kept as they are: later members read them first.
+#[derive(Debug, Clone, Default)]
+pub struct GlobalFields(Vec<(Vec<u8>, Vec<u8>)>);
+
+impl GlobalFields {
+    /// Adds the records of one more global header; later ones replace earlier ones of the same key.
+    pub fn add(&mut self, data: &[u8]) -> Result<()> {
+        for record in Records(data) {
+            let (key, value) = record?;
+            self.0.retain(|(k, _)| k != key);
+            self.0.push((key.to_vec(), value.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// What it weighs in memory, in bytes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.0.iter().map(|(key, value)| key.len() + value.len()).sum()
+    }
+}
+
+/// What extended headers say of one member. `None` leaves it to the header block.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fields {
+    /// The name.
+    pub path: Option<Vec<u8>>,
+    /// The link's target.
+    pub link_path: Option<Vec<u8>>,
+    /// Bytes of data stored.
+    pub size: Option<u64>,
+    /// The owner's number.
+    pub uid: Option<i64>,
+    /// The group's number.
+    pub gid: Option<i64>,
+    /// Last change of the content.
+    pub mtime: Option<FileTime>,
+    /// Last access.
+    pub atime: Option<FileTime>,
+    /// Last change of the attributes.
+    pub ctime: Option<FileTime>,
+    /// A device's major number, where it is too large for the header.
+    pub dev_major: Option<u32>,
+    /// A device's minor number, where it is too large for the header.
+    pub dev_minor: Option<u32>,
+    /// Extended attributes, with ACLs in the form in which the system shows them.
+    pub xattrs: Vec<Xattr>,
+    /// GNU: the major version of the form in which holes are kept.
+    pub sparse_major: Option<u64>,
+    /// GNU: its minor version.
+    pub sparse_minor: Option<u64>,
+    /// GNU: the name of a sparse file, whose `path` is made up.
+    pub sparse_name: Option<Vec<u8>>,
+    /// GNU: the size of a sparse file with its holes.
+    pub real_size: Option<u64>,
+    /// GNU: the sparse map of the forms 0.0 and 0.1.
+    pub sparse_map: Option<Vec<Extent>>,
+    /// What is wrong with single records; the others hold.
+    pub problems: Vec<String>,
+}
+
+impl Fields {
+    /// What the records of `data`, a header for one member, say over those of `global`.
+    ///
+    /// A record that contradicts its form ends the parse with an error, because nothing after it can be trusted; one whose
+    /// value alone is wrong is left out and stands among the problems.
+    pub fn parse(global: &GlobalFields, data: &[u8]) -> Result<Self> {
+        let mut fields = Self::default();
+        for (key, value) in &global.0 {
+            fields.take(key, value)?;
+        }
+        let mut pending = None;
+        for record in Records(data) {
+            let (key, value) = record?;
+            match key {
+                b"GNU.sparse.offset" => pending = decimal(value),
+                b"GNU.sparse.numbytes" => {
+                    let extent = pending.take().zip(decimal(value)).map(|(offset, len)| Extent { offset, len });
+                    let extent = extent.ok_or_else(|| malformed("its sparse map is incomplete"))?;
+                    fields.sparse_map.get_or_insert_default().push(extent);
+                }
+                _ => fields.take(key, value)?,
+            }
+        }
+        Ok(fields)
+    }
+
+    fn take(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        // An empty value takes a global record back.
+        match key {
+            b"path" => self.path = (!value.is_empty()).then(|| value.to_vec()),
+            b"linkpath" => self.link_path = (!value.is_empty()).then(|| value.to_vec()),
+            // Where the member's data ends hangs on this one.
+            b"size" if !value.is_empty() => {
+                self.size = Some(decimal(value).ok_or_else(|| malformed("its size is no number"))?);
+            }
+            b"size" => self.size = None,
+            b"uid" => self.uid = self.checked(key, value, decimal_signed),
+            b"gid" => self.gid = self.checked(key, value, decimal_signed),
+            b"mtime" => self.mtime = self.checked(key, value, FileTime::parse_decimal),
+            b"atime" => self.atime = self.checked(key, value, FileTime::parse_decimal),
+            b"ctime" => self.ctime = self.checked(key, value, FileTime::parse_decimal),
+            b"SCHILY.devmajor" => self.dev_major = self.checked(key, value, decimal_u32),
+            b"SCHILY.devminor" => self.dev_minor = self.checked(key, value, decimal_u32),
+            b"SCHILY.acl.access" => self.acl("system.posix_acl_access", value),
+            b"SCHILY.acl.default" => self.acl("system.posix_acl_default", value),
+            b"RHT.security.selinux" => {
+                self.xattr(b"security.selinux", [value.strip_suffix(&[0]).unwrap_or(value), &[0]].concat());
+            }
+            b"GNU.sparse.major" => self.sparse_major = self.checked(key, value, decimal),
+            b"GNU.sparse.minor" => self.sparse_minor = self.checked(key, value, decimal),
+            b"GNU.sparse.name" => self.sparse_name = Some(value.to_vec()),
+            b"GNU.sparse.realsize" | b"GNU.sparse.size" => {
+                self.real_size = Some(decimal(value).ok_or_else(|| malformed("its size with holes is no number"))?);
+            }
+            b"GNU.sparse.map" => self.sparse_map = Some(map(value)?),
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    self.xattr(name, value.to_vec());
+                } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
+                    self.libarchive_xattr(name, value);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn checked<T>(&mut self, key: &[u8], value: &[u8], parse: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
+        if value.is_empty() {
+            return None;
+        }
+        let parsed = parse(value);
+        if parsed.is_none() {
+            self.problem(key, value);
+        }
+        parsed
+    }
+
+    fn problem(&mut self, key: &[u8], value: &[u8]) {
+        const SHOWN: usize = 64;
+        let shown = value.get(..SHOWN).unwrap_or(value).escape_ascii();
+        self.problems.push(format!("'{}' has the value '{shown}', which is left out", key.escape_ascii()));
+    }
+
+    fn acl(&mut self, name: &str, value: &[u8]) {
+        if value.is_empty() {
+            return;
+        }
+        match acl_to_xattr(value) {
+            Some(acl) => self.xattr(name.as_bytes(), acl),
+            None => self.problem(name.as_bytes(), value),
+        }
+    }
+
+    /// libarchive writes each attribute in base64, and once more in star's form where that can hold it.
+    fn libarchive_xattr(&mut self, name: &[u8], value: &[u8]) {
+        match (percent_decoded(name), base64(value)) {
+            (Some(name), Some(value)) => self.xattr(&name, value),
+            _ => self.problem(name, value),
+        }
+    }
+
+    fn xattr(&mut self, name: &[u8], value: Vec<u8>) {
+        if name.is_empty() || name.contains(&0) {
+            return self.problem(name, &value);
+        }
+        match self.xattrs.iter_mut().find(|(n, _)| n == name) {
+            Some((_, old)) => *old = value,
+            None => self.xattrs.push((name.to_vec(), value)),
+        }
+    }
+}
+
+/// The records of an extended header's data.
+struct Records<'a>(&'a [u8]);
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<(&'a [u8], &'a [u8])>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // Some writers pad with NULs.
+        if self.0.iter().all(|b| *b == 0) {
+            return None;
+        }
+        let record = split_record(self.0);
+        self.0 = match &record {
+            Some((_, _, rest)) => rest,
+            None => &[],
+        };
+        Some(
+            record
+                .map(|(key, value, _)| (key, value))
+                .ok_or_else(|| malformed("an extended header's record contradicts its length")),
+        )
+    }
+}
+
+/// Key and value of the first record, and what follows it.
+fn split_record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    /// Digits of the length of the longest header that is read at all.
+    const DIGITS: usize = 12;
+    let space = data.iter().take(DIGITS).position(|b| *b == b' ')?;
+    let len = usize::try_from(decimal(data.get(..space)?)?).ok()?;
+    let record = data.get(space.checked_add(1)?..len)?;
+    let (line_break, record) = record.split_last()?;
+    let equals = record.iter().position(|b| *b == b'=')?;
+    let (key, value) = (record.get(..equals)?, record.get(equals + 1..)?);
+    (*line_break == b'\n' && !key.is_empty()).then_some((key, value, data.get(len..)?))
+}
+
+fn malformed(message: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, message)
+}
+
+pub(super) fn decimal(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
+        return None;
+    }
+    text.iter().try_fold(0_u64, |value, digit| match digit {
+        b'0'..=b'9' => value.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
+        _ => None,
+    })
+}
+
+fn decimal_signed(text: &[u8]) -> Option<i64> {
+    match text.strip_prefix(b"-") {
+        Some(digits) => i64::try_from(decimal(digits)?).ok()?.checked_neg(),
+        None => i64::try_from(decimal(text)?).ok(),
+    }
+}
+
+fn decimal_u32(text: &[u8]) -> Option<u32> {
+    u32::try_from(decimal(text)?).ok()
+}
+
+/// `offset,length,offset,length…`, the sparse map of form 0.1.
+fn map(value: &[u8]) -> Result<Vec<Extent>> {
+    let broken = || malformed("its sparse map is not a list of offsets and lengths");
+    let mut map = Vec::new();
+    if value.is_empty() {
+        return Ok(map);
+    }
+    let mut numbers = value.split(|b| *b == b',').map(decimal);
+    while let Some(offset) = numbers.next() {
+        let len = numbers.next().flatten();
+        let (Some(offset), Some(len)) = (offset, len) else { return Err(broken()) };
+        map.push(Extent { offset, len });
+    }
+    Ok(map)
+}
+
+/// Standard base64; libarchive leaves the padding out.
+fn base64(text: &[u8]) -> Option<Vec<u8>> {
+    let text = text.trim_ascii_end();
+    let digits = text.iter().position(|b| *b == b'=').map_or(text, |end| text.get(..end).unwrap_or(text));
+    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 2);
+    let (mut held, mut bits) = (0_u32, 0_u32);
+    for digit in digits {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        held = (held << 6) | u32::from(value);
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            let [.., byte] = (held >> bits).to_be_bytes();
+            bytes.push(byte);
+        }
+        held &= (1 << bits) - 1;
+    }
+    Some(bytes)
+}
+
+/// `%41` as `A`.
+fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.iter();
+    while let Some(byte) = rest.next() {
+        if *byte != b'%' {
+            bytes.push(*byte);
+            continue;
+        }
+        let mut digit = || char::from(*rest.next()?).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let (high, low) = (digit()?, digit()?);
+        bytes.push(high << 4 | low);
+    }
+    Some(bytes)
+}
