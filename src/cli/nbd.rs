@@ -28,7 +28,7 @@ enum Command {
 /// ca-cert.pem, client-cert.pem and client-key.pem of the directory that tls-certificates=DIR in the URI names.
 #[derive(Debug, clap::Args)]
 struct InfoArgs {
-    /// Where: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://…, nbds+unix://…
+    /// Where: nbd://HOST:PORT/EXPORT (port 10809 unless given), nbd+unix:///EXPORT?socket=PATH, nbds://…, nbds+unix://…
     uri: String,
     /// Give up after so many seconds without an answer
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
