@@ -13,6 +13,7 @@
 //! | 3 | [`nbd`] | NBD client: handshake as explicit states, commands in flight, extents |
 //! | 4 | [`catalog`] | which guests and backups a store holds |
 //! | 5 | [`fs`] | the mounted tree, without FUSE |
+//! | 5 | [`ingest`] | the write side: plan, transfer, commit |
 //! | 6 | [`fuse`] | the tree as a FUSE file system |
 //! | 7 | [`cli`] | the command line |
 //!
@@ -28,5 +29,6 @@ pub mod disk;
 pub mod format;
 pub mod fs;
 pub mod fuse;
+pub mod ingest;
 pub mod nbd;
 pub mod storage;

@@ -1,6 +1,7 @@
 //! Points in time: seconds of UTC, and the two ways a backup's name spells them.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use super::{Error, ErrorKind, Result};
 
@@ -26,6 +27,15 @@ impl Timestamp {
     #[must_use]
     pub fn nearest(seconds: i128) -> Self {
         Self(i64::try_from(seconds.clamp(0, LAST_SECOND.into())).unwrap_or(0))
+    }
+
+    /// This second, by the machine's clock.
+    pub fn now() -> Result<Self> {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok();
+        let seconds = since.and_then(|since| i64::try_from(since.as_secs()).ok());
+        seconds
+            .and_then(Self::from_epoch)
+            .ok_or_else(|| Error::new(ErrorKind::Limit, "the machine's clock is not between the years 1970 and 9999"))
     }
 
     /// Seconds since the epoch.

@@ -21,7 +21,8 @@ mod tests;
 
 pub use check::CheckedBackup;
 pub use model::{Backup, BackupFile, BackupSummary, DiskEntry, Guest, PreviousInfo, Problem};
-pub use names::{BackupName, GuestId};
+pub use names::{BackupName, GuestId, check_disk_name, check_file_name};
+pub use native::MANIFEST;
 pub use reference::{BackupRef, When};
 pub use store::Store;
 

@@ -36,6 +36,30 @@ pub(super) fn is_disk_name(name: &str) -> bool {
     fault_of(name, NAME_MAX - SUFFIX_ROOM).is_none()
 }
 
+/// Refuses, as wrong usage, a name that no new disk may have. A colon is none for a file: `a:b` is a host or a protocol to many tools.
+pub fn check_disk_name(name: &str) -> Result<()> {
+    let fault = fault_of(name, NAME_MAX - SUFFIX_ROOM).or_else(|| name.contains(':').then_some("it holds a colon"));
+    refuse("disk", name, fault)
+}
+
+/// Refuses, as wrong usage, a name under which no file can be kept beside the disks of a new backup.
+pub fn check_file_name(name: &str) -> Result<()> {
+    let fault = fault_of(name, NAME_MAX - SUFFIX_ROOM)
+        .or_else(|| name.contains(':').then_some("it holds a colon"))
+        .or_else(|| super::native::format_of(name).map(|_| "it is a disk image's"))
+        .or_else(|| matches!(name, super::MANIFEST | "backup.log").then_some("annals writes that file itself"));
+    refuse("file", name, fault)
+}
+
+fn refuse(what: &str, name: &str, fault: Option<&str>) -> Result<()> {
+    match fault {
+        None => Ok(()),
+        Some(why) => {
+            Err(Error::new(ErrorKind::Usage, format!("'{}' cannot be a {what}'s name: {why}", name.escape_debug())))
+        }
+    }
+}
+
 /// A guest's id: the name of its directory, a safe file name that does not start with a dot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestId(Arc<str>);

@@ -15,7 +15,7 @@ use crate::format::manifest::{Manifest, SIZE_LIMIT};
 use crate::storage::{DirEntry, EntryKind, Gate, RelPath};
 
 /// The manifest's name in a backup's directory.
-pub(super) const MANIFEST: &str = "backup.json";
+pub const MANIFEST: &str = "backup.json";
 
 /// The backups among a guest's directory entries, oldest first.
 pub(super) fn backups(entries: &[DirEntry]) -> Vec<BackupSummary> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use super::{completions, init, list, man, mount, nbd, show, umount};
+use super::{backup, completions, init, list, man, mount, nbd, show, umount};
 use crate::base::{Error, ErrorKind, Result};
 use crate::catalog::Store;
 use crate::disk::DiskEnv;
@@ -62,6 +62,7 @@ pub(super) enum Command {
     Init(init::Args),
     List(list::Args),
     Show(show::Args),
+    Backup(backup::Args),
     Mount(mount::Args),
     Umount(umount::Args),
     Nbd(nbd::Args),

@@ -4,6 +4,7 @@
 //! Nothing here knows a format or how a disk is read; what a command needs beyond words and tables is in a layer below.
 
 mod args;
+mod backup;
 mod completions;
 mod init;
 mod list;
@@ -89,6 +90,7 @@ fn run(cli: Cli, output: &Output) -> Result<Outcome> {
         Command::Init(args) => init::run(&args, global, output),
         Command::List(args) => list::run(&args, global, output),
         Command::Show(args) => show::run(&args, global, output),
+        Command::Backup(args) => backup::run(args, global, output),
         Command::Mount(args) => mount::run(&args, global),
         Command::Umount(args) => umount::run(&args),
         Command::Nbd(args) => nbd::run(&args, output),

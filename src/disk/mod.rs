@@ -16,6 +16,7 @@ pub mod partitions;
 mod qcow2;
 mod raw;
 mod reader;
+pub mod writer;
 
 pub use chain::{backing, warm};
 pub use check::{LayerCheck, check_layer};

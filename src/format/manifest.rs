@@ -90,6 +90,18 @@ pub struct Manifest {
     /// The container's archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive: Option<ManifestArchive>,
+    /// The files that are kept as they were given, and the log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<ManifestFile>,
+}
+
+/// One file that is kept as it was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestFile {
+    /// Its name in the backup's directory.
+    pub name: String,
+    /// What its bytes hash to.
+    pub hash: FileHash,
 }
 
 /// The program that wrote a backup.
@@ -119,7 +131,7 @@ pub struct ManifestDisk {
     /// Why it is a full or an incremental one, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The dirty bitmap that counts the changes since this backup.
+    /// The dirty bitmap that the backup went by, or was told to: what the next one may go by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bitmap: Option<String>,
     /// What the source calls this point in time.
@@ -159,7 +171,7 @@ pub struct FileHash {
     /// The file's size in bytes when it was hashed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// The size of a chunk in bytes; the last one may be shorter.
+    /// The size of a chunk in bytes; the last one may be shorter. Absent where the file is one chunk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk_size: Option<u64>,
     /// The file beside it that holds the chunks' hashes, 32 bytes each, in order.
@@ -288,6 +300,10 @@ mod tests {
             }],
             tool: Some(Tool { name: "annals".into(), version: "0.1.0".into() }),
             archive: None,
+            files: vec![ManifestFile {
+                name: "guest.conf".into(),
+                hash: FileHash { blake3: "11".repeat(32), size: Some(0), chunk_size: None, chunks: None },
+            }],
         };
         assert_eq!(Manifest::parse(&to_json(&manifest).unwrap()).unwrap(), manifest);
     }

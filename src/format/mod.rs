@@ -3,7 +3,9 @@
 //! Every parser takes bytes that somebody hostile may have written: it checks before it computes, and bounds what it
 //! allocates. Each has a fuzz target.
 
+pub mod dirty_list;
 pub mod filesystem;
+pub mod hash;
 pub mod manifest;
 pub mod nbd;
 pub mod ovf;

@@ -8,13 +8,16 @@ mod cache;
 mod derived;
 mod gate;
 pub mod memory;
+mod outside;
 mod path;
 mod pool;
 pub mod publish;
+pub mod write;
 
 pub use cache::{BlockCache, BlockKey, CacheStats, FileNumber};
 pub use derived::{DerivedDir, derived_name};
 pub use gate::{DirEntry, DirStamp, EntryKind, FileStat, Gate, Space};
+pub use outside::{OutsideDisk, read_outside};
 pub use path::RelPath;
 pub use pool::{FilePool, StoreFile};
 

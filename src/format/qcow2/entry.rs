@@ -135,7 +135,29 @@ pub fn decode_l2_extended(entry: u64, bitmap: u64, geometry: Geometry) -> Result
     })
 }
 
+/// The L1 entry of the table, or the L2 entry of the stored cluster, at `at`, which nothing else refers to.
+#[must_use]
+pub fn encode_table_or_data(at: HostOffset) -> u64 {
+    COPIED | (at.0 & OFFSET_MASK)
+}
+
 impl CompressedCluster {
+    /// A compressed cluster of `len` stored bytes at `start`, or `None` where its entry cannot say so.
+    #[must_use]
+    pub fn new(start: HostOffset, len: u64, geometry: Geometry) -> Option<Self> {
+        let offset_bits = Self::offset_bits(geometry);
+        let last = start.checked_add(len.checked_sub(1)?)?;
+        let sectors = (last.0 >> 9) - (start.0 >> 9);
+        let fits = start.0 >> offset_bits == 0 && sectors >> (62 - offset_bits) == 0;
+        fits.then_some(Self(sectors << offset_bits | start.0))
+    }
+
+    /// The L2 entry that stands for it.
+    #[must_use]
+    pub fn encode(self) -> u64 {
+        COMPRESSED | self.0
+    }
+
     /// The packed form, for keeping in a map; [`from_packed`](Self::from_packed) takes it back.
     #[must_use]
     pub fn packed(self) -> u64 {
@@ -192,6 +214,20 @@ mod tests {
         assert_eq!(c.start(G64K), HostOffset(0x1_0123));
         assert_eq!(c.max_len(G64K), 4 * 512 - 0x123);
         assert_eq!(CompressedCluster::from_packed(c.packed()), c);
+    }
+
+    #[test]
+    fn a_compressed_entry_that_is_written_reads_back_with_no_sector_too_many() {
+        for (start, len) in [(0x1_0000, 1), (0x1_01ff, 1), (0x1_01ff, 2), (0x1_0123, 1200), (0x1_0200, 512)] {
+            let made = CompressedCluster::new(HostOffset(start), len, G64K).unwrap();
+            assert_eq!(decode_l2(made.encode(), 3, G64K), Ok(Cluster::Compressed(made)));
+            assert_eq!(made.start(G64K), HostOffset(start));
+            let end = start + made.max_len(G64K);
+            assert!(end >= start + len && end - (start + len) < 512, "{start:#x} {len}");
+        }
+        assert_eq!(CompressedCluster::new(HostOffset(1 << 54), 1, G64K), None);
+        assert_eq!(CompressedCluster::new(HostOffset(0), 0, G64K), None);
+        assert_eq!(CompressedCluster::new(HostOffset(0), 256 * 512 + 1, G64K), None);
     }
 
     #[test]

@@ -5,10 +5,10 @@ use crate::base::units::to_usize;
 use crate::base::{Error, ErrorKind, HostOffset, HostRange, Result};
 
 /// `QFI\xfb`.
-const MAGIC: u32 = 0x5146_49fb;
+pub(super) const MAGIC: u32 = 0x5146_49fb;
 /// Bytes of a version 2 header, and of version 3's without and with a compression type.
 const V2_LENGTH: u32 = 72;
-const V3_LENGTH: u32 = 104;
+pub(super) const V3_LENGTH: u32 = 104;
 /// What QEMU accepts: 512 bytes to 2 MiB.
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 /// With subclusters of at least 512 bytes.
@@ -16,10 +16,10 @@ const MIN_EXTENDED_L2_CLUSTER_BITS: u32 = 14;
 /// QEMU's limit on the L1 table, in bytes.
 const MAX_L1_BYTES: u64 = 32 << 20;
 /// Longest backing name, from the specification.
-const MAX_BACKING_NAME: u32 = 1023;
+pub(super) const MAX_BACKING_NAME: u32 = 1023;
 
-const EXTENSION_END: u32 = 0;
-const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+pub(super) const EXTENSION_END: u32 = 0;
+pub(super) const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
 const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 
@@ -27,7 +27,7 @@ const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 const DIRTY: u64 = 1 << 0;
 const CORRUPT: u64 = 1 << 1;
 const EXTERNAL_DATA: u64 = 1 << 2;
-const COMPRESSION_TYPE: u64 = 1 << 3;
+pub(super) const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 const KNOWN_INCOMPATIBLE: u64 = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION_TYPE | EXTENDED_L2;
 /// Autoclear bit 0: the bitmaps extension is in step with the image.

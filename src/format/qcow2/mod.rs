@@ -1,13 +1,16 @@
 //! qcow2, versions 2 and 3, as QEMU's `docs/interop/qcow2.txt` specifies it.
 //!
-//! The header is parsed here, and the meaning of single table entries; which tables to read, and when, is the business of
-//! `disk`.
+//! The header is parsed and made here, and the meaning of single table entries; which tables to read or write, and when, is
+//! the business of `disk`.
 
+mod encode;
 mod entry;
 mod header;
 
+pub use encode::{MAX_REFCOUNT, NewHeader, REFCOUNT_BYTES, REFCOUNT_TABLE_ENTRY_BYTES, ZERO_ENTRY};
 pub use entry::{
     Cluster, CompressedCluster, EntryFault, L1Entry, Subclusters, decode_l1, decode_l2, decode_l2_extended,
+    encode_table_or_data,
 };
 pub use header::{Backing, Compression, Geometry, Header, Parsed};
 

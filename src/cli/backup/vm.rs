@@ -1,0 +1,240 @@
+//! `annals backup vm`: pulls a virtual machine's disks and publishes one more backup of it.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::super::Outcome;
+use super::super::args::Global;
+use super::super::output::{Output, printable, size};
+use super::progress::Progress;
+use crate::base::{Error, ErrorKind, Result};
+use crate::catalog::GuestId;
+use crate::ingest::{self, DiskSpec, Finished, Interrupt, KeptFile, PlannedDisk, Request};
+use crate::storage::write::Direct;
+
+/// Back up a virtual machine
+///
+/// Pulls the disks that are named and publishes them as one more backup of the guest. A disk whose source says what has changed since its
+/// latest backup becomes an increment on that, every other one a full image; which and why is printed, logged and kept. The
+/// backup appears in one instant when all of it is on the medium; until then, and when the run fails or is killed, the store
+/// shows what it showed before.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The guest's id: the name of its directory in the store
+    #[arg(value_name = "GUEST")]
+    guest: GuestId,
+    /// A disk: its name and an NBD URI, a raw file or a block device; of an export, bitmap=B names the dirty bitmap to go by, of a file,
+    /// dirty=FILE a list of changed ranges (a line OFFSET LENGTH each); since=ID says from which checkpoint on those count, and must
+    /// be the one of the disk's latest backup. Give it once for each disk
+    #[arg(long = "disk", value_name = "NAME=SOURCE[,bitmap=B|,dirty=FILE][,since=ID]", required = true)]
+    disks: Vec<DiskSpec>,
+    /// The guest's configuration, kept as guest.conf
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The guest's firewall configuration, kept as firewall.conf
+    #[arg(long, value_name = "FILE")]
+    firewall_config: Option<PathBuf>,
+    /// Another file to keep with the backup, and its name there (domain.xml=/run/vm.xml); may be given more than once
+    #[arg(long = "attach", value_name = "NAME=FILE", value_parser = parse_attachment)]
+    attachments: Vec<KeptFile>,
+    /// What the source calls this point in time; the next backup's since=ID is held against it
+    #[arg(long, value_name = "ID")]
+    checkpoint: Option<String>,
+    /// Make full images, whatever the sources offer
+    #[arg(long)]
+    full: bool,
+    /// How to compress the images: none, zstd or zstd:LEVEL
+    #[arg(long, value_name = "METHOD", default_value = "none")]
+    compress: Compress,
+    /// Read at most this many bytes a second, all disks together; K, M, G and T stand for powers of 1024
+    #[arg(long, value_name = "RATE")]
+    bwlimit: Option<Rate>,
+    /// Tell the source to discard what has been read and written; it cannot be read a second time then
+    #[arg(long)]
+    discard_source: bool,
+    /// Only say what would be read and why
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// `none`, `zstd` or `zstd:LEVEL`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Compress(Option<i32>);
+
+impl FromStr for Compress {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let level = match text.split_once(':') {
+            None if text == "none" => return Ok(Self(None)),
+            None if text == "zstd" => Some(zstd::DEFAULT_COMPRESSION_LEVEL),
+            Some(("zstd", level)) => level.parse().ok(),
+            _ => None,
+        };
+        let level = level.filter(|level| zstd::compression_level_range().contains(level));
+        level.map(|level| Self(Some(level))).ok_or_else(|| {
+            let range = zstd::compression_level_range();
+            Error::new(
+                ErrorKind::Usage,
+                format!(
+                    "'{text}' is not none, zstd or zstd:LEVEL with a level from {} to {}",
+                    range.start(),
+                    range.end()
+                ),
+            )
+        })
+    }
+}
+
+/// Bytes a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rate(u64);
+
+impl FromStr for Rate {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let shift = match &text[digits.len()..] {
+            "" => 0,
+            "K" | "k" => 10,
+            "M" | "m" => 20,
+            "G" | "g" => 30,
+            "T" | "t" => 40,
+            _ => 64,
+        };
+        let number =
+            digits.parse().ok().filter(|number: &u64| *number > 0 && digits.bytes().all(|b| b.is_ascii_digit()));
+        let rate = number.and_then(|number| number.checked_mul(1_u64.checked_shl(shift)?));
+        rate.map(Self).ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("'{text}' is not a number of bytes a second, such as 500K or 20M"))
+        })
+    }
+}
+
+fn parse_attachment(text: &str) -> Result<KeptFile> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok(KeptFile { name: name.to_owned(), path: path.into() })
+        }
+        _ => Err(Error::new(ErrorKind::Usage, format!("'{text}' is not NAME=FILE"))),
+    }
+}
+
+pub(super) fn run(args: Args, global: &Global, output: &Output) -> Result<Outcome> {
+    let dry_run = args.dry_run;
+    let request = request(args, global)?;
+    if dry_run {
+        let plan = Planned { guest: request.guest.to_string(), disks: ingest::dry_run(&request)? };
+        output.print(&plan, |plan| plan_text(plan, output))?;
+        return Ok(Outcome::Done);
+    }
+    let interrupt = Interrupt::default();
+    listen_to_signals(&interrupt)?;
+    let progress = Progress::new(global.json);
+    let finished = ingest::run(&request, Arc::new(Direct), &interrupt, &|event| progress.tell(event, output));
+    progress.end();
+    let finished = finished?;
+    if !global.json {
+        output.print(&finished, |finished| finished_text(finished, output))?;
+    }
+    Ok(if finished.warnings.is_empty() { Outcome::Done } else { Outcome::Broken })
+}
+
+fn request(args: Args, global: &Global) -> Result<Request> {
+    let named = |name: &str, path: Option<PathBuf>| path.map(|path| KeptFile { name: name.to_owned(), path });
+    let files = named("guest.conf", args.config).into_iter().chain(named("firewall.conf", args.firewall_config));
+    Ok(Request {
+        store: global.store_path()?.to_owned(),
+        guest: args.guest,
+        disks: args.disks,
+        files: files.chain(args.attachments).collect(),
+        checkpoint: args.checkpoint,
+        full: args.full,
+        zstd: args.compress.0,
+        bytes_per_second: args.bwlimit.map(|Rate(bytes)| bytes),
+        discard_source: args.discard_source,
+    })
+}
+
+/// The first signal ends the run in order; a second one ends the process.
+fn listen_to_signals(interrupt: &Interrupt) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Error::io("cannot listen to signals", e))?;
+    let interrupt = interrupt.clone();
+    let listen = move || {
+        let mut again = false;
+        for signal in signals.forever() {
+            if again {
+                // There is nothing left to do when even that fails.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+            again = true;
+            interrupt.raise();
+        }
+    };
+    let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(listen);
+    thread.map(drop).map_err(|e| Error::io("cannot start a thread", e))
+}
+
+#[derive(Serialize)]
+struct Planned {
+    guest: String,
+    disks: Vec<PlannedDisk>,
+}
+
+fn plan_text(plan: &Planned, output: &Output) -> String {
+    let rows: Vec<_> = plan
+        .disks
+        .iter()
+        .map(|disk| {
+            let kind = if disk.decision.parent().is_some() { "incremental" } else { "full" };
+            let reason = disk.decision.reason().to_owned();
+            [disk.disk.clone(), kind.to_owned(), size(disk.size), size(disk.read), size(disk.zeros), reason]
+        })
+        .collect();
+    output.table(["DISK", "BACKUP", "SIZE", "TO READ", "ZEROS", "BECAUSE"], &rows)
+}
+
+fn finished_text(finished: &Finished, output: &Output) -> String {
+    let rows: Vec<_> = finished
+        .disks
+        .iter()
+        .map(|disk| {
+            let kind = if disk.parent.is_some() { "incremental" } else { "full" };
+            let file = disk.hash.as_ref().and_then(|hash| hash.size).unwrap_or_default();
+            [disk.name.clone(), kind.to_owned(), size(disk.size.unwrap_or_default()), size(file)]
+        })
+        .collect();
+    let head = format!("{}/{}\n", printable(&finished.guest), printable(&finished.backup));
+    head + &output.table(["DISK", "BACKUP", "SIZE", "FILE"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_have_units_of_1024() {
+        for (text, rate) in [("1", 1), ("500K", 500 << 10), ("20M", 20 << 20), ("3g", 3 << 30), ("1T", 1 << 40)] {
+            assert_eq!(text.parse::<Rate>().unwrap(), Rate(rate), "{text}");
+        }
+        for bad in ["", "0", "M", "-1", "1.5M", "1MB", "1 M", "+1", "99999999999999T", "18446744073709551616"] {
+            assert_eq!(bad.parse::<Rate>().unwrap_err().kind(), ErrorKind::Usage, "{bad}");
+        }
+    }
+
+    #[test]
+    fn methods_of_compression_are_known_by_name_and_level() {
+        assert_eq!("none".parse::<Compress>().unwrap(), Compress(None));
+        assert_eq!("zstd".parse::<Compress>().unwrap(), Compress(Some(zstd::DEFAULT_COMPRESSION_LEVEL)));
+        assert_eq!("zstd:19".parse::<Compress>().unwrap(), Compress(Some(19)));
+        for bad in ["", "gzip", "zstd:", "zstd:99", "zstd:x", "none:1"] {
+            assert_eq!(bad.parse::<Compress>().unwrap_err().kind(), ErrorKind::Usage, "{bad}");
+        }
+    }
+}

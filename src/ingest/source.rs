@@ -1,0 +1,477 @@
+//! Where a disk's bytes come from: an NBD export, or a file or block device at hand.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::plan::{Known, Plan, Planner, Widening};
+use crate::base::error::ResultExt as _;
+use crate::base::units::to_usize;
+use crate::base::{Error, ErrorKind, GuestOffset, GuestRange, Result};
+use crate::format::dirty_list;
+use crate::nbd::constants::{STATE_DIRTY, STATE_ZERO};
+use crate::nbd::{Client, Export, ExportFlags, Options, ReconnectPolicy, ServerError, Uri};
+use crate::storage::{OutsideDisk, read_outside};
+
+const ALLOCATION: &str = "base:allocation";
+
+/// Where a disk is to be read from, as the caller named it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceSpec {
+    /// An NBD export, and the dirty bitmap that it may offer.
+    Nbd {
+        /// Where it is.
+        uri: Box<Uri>,
+        /// The bitmap's name, without `qemu:dirty-bitmap:`.
+        bitmap: Option<String>,
+    },
+    /// A raw file or block device.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// A list of its dirty ranges.
+        dirty: Option<PathBuf>,
+    },
+}
+
+/// One `--disk`: `NAME=SOURCE[,bitmap=B][,since=ID][,dirty=FILE]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// The disk's name in the backup.
+    pub name: String,
+    /// Where it is read from.
+    pub source: SourceSpec,
+    /// From which checkpoint on the bitmap or list counts.
+    pub since: Option<String>,
+}
+
+impl FromStr for DiskSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let usage = |why: &str| Error::new(ErrorKind::Usage, format!("'{}': {why}", text.escape_debug()));
+        let (name, rest) = text.split_once('=').ok_or_else(|| usage("it is not NAME=SOURCE"))?;
+        let mut parts = rest.split(',');
+        let place = parts.next().unwrap_or_default();
+        if name.is_empty() || place.is_empty() {
+            return Err(usage("it is not NAME=SOURCE"));
+        }
+        let (mut bitmap, mut since, mut dirty) = (None, None, None);
+        for part in parts {
+            let slot = match part.split_once('=') {
+                Some(("bitmap", value)) if !value.is_empty() => bitmap.replace(value),
+                Some(("since", value)) if !value.is_empty() => since.replace(value),
+                Some(("dirty", value)) if !value.is_empty() => dirty.replace(value),
+                _ => {
+                    return Err(usage(&format!("'{part}' is not bitmap=NAME, since=ID or dirty=FILE"))
+                        .with_hint("in a URI, a comma is written %2C"));
+                }
+            };
+            if slot.is_some() {
+                return Err(usage(&format!("'{part}' is the second of its kind")));
+            }
+        }
+        let is_uri = place.split_once(':').is_some_and(|(scheme, _)| {
+            ["nbd", "nbds", "nbd+unix", "nbds+unix"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
+        });
+        let source = match (is_uri, bitmap, dirty) {
+            (true, bitmap, None) => {
+                SourceSpec::Nbd { uri: Box::new(Uri::parse(place)?), bitmap: bitmap.map(str::to_owned) }
+            }
+            (false, None, dirty) => SourceSpec::File { path: place.into(), dirty: dirty.map(PathBuf::from) },
+            (true, _, Some(_)) => return Err(usage("an NBD export has bitmaps, not a list of dirty ranges")),
+            (false, Some(_), _) => return Err(usage("a file has no bitmaps; dirty=FILE gives a list of dirty ranges")),
+        };
+        if since.is_some()
+            && matches!(source, SourceSpec::Nbd { bitmap: None, .. } | SourceSpec::File { dirty: None, .. })
+        {
+            return Err(usage("since=ID says from when on a bitmap or list counts, and there is none"));
+        }
+        Ok(Self { name: name.to_owned(), source, since: since.map(str::to_owned) })
+    }
+}
+
+/// A disk that can be read. Cheap to clone.
+#[derive(Clone)]
+pub enum Source {
+    /// An NBD export.
+    Nbd(Box<NbdSource>),
+    /// A file or block device.
+    File(Arc<FileSource>),
+}
+
+/// An NBD export and what it said of itself.
+#[derive(Clone)]
+pub struct NbdSource {
+    client: Client,
+    uri: Uri,
+    options: Options,
+    /// The meta context of the bitmap that was named.
+    dirty_context: Option<String>,
+}
+
+/// A file or block device, and what is dirty in it.
+#[derive(Debug)]
+pub struct FileSource {
+    disk: OutsideDisk,
+    dirty: Option<Vec<GuestRange>>,
+}
+
+/// Bytes asked of one export and not arrived yet.
+const NBD_BYTES_IN_FLIGHT: u32 = 64 << 20;
+/// Connections to one export, where the server says that they see the same disk.
+const NBD_CONNECTIONS: usize = 4;
+
+/// How an export is talked to: with patience for a connection that drops, but not without end.
+fn nbd_options() -> Options {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(5);
+    const ATTEMPTS: u32 = 10;
+    let policy = |attempt: u32, error: &Error| {
+        tracing::warn!(attempt, error = error.report(), "the connection to the source was lost");
+        (attempt <= ATTEMPTS).then(|| (FIRST * 2_u32.pow(attempt.min(16) - 1)).min(LONGEST))
+    };
+    Options {
+        max_bytes: NBD_BYTES_IN_FLIGHT,
+        connections: NBD_CONNECTIONS,
+        reconnect: Some(ReconnectPolicy::new(policy)),
+        ..Options::default()
+    }
+}
+
+impl Source {
+    /// Opens a source; of an export, asks which contexts it has.
+    pub async fn open(spec: &SourceSpec) -> Result<Self> {
+        match spec {
+            SourceSpec::Nbd { uri, bitmap } => {
+                let dirty_context = bitmap.as_ref().map(|name| format!("qemu:dirty-bitmap:{name}"));
+                // Allocation is not so much as mentioned before it is known whether the export can tell it: those that give
+                // only what is dirty cannot.
+                let contexts = vec![dirty_context.clone().unwrap_or_else(|| ALLOCATION.to_owned())];
+                let options = Options { contexts, ..nbd_options() };
+                let client = Client::connect(uri, &options).await?;
+                Ok(Self::Nbd(Box::new(NbdSource { client, uri: Uri::clone(uri), options, dirty_context })))
+            }
+            SourceSpec::File { path, dirty } => {
+                let (path, dirty) = (path.clone(), dirty.clone());
+                blocking(move || {
+                    let disk = OutsideDisk::open(&path)?;
+                    let dirty = dirty.map(|list| {
+                        let text = read_outside(&list, dirty_list::SIZE_LIMIT)?;
+                        dirty_list::parse(&text, disk.size()).context(|| format!("'{}'", list.display()))
+                    });
+                    let dirty = dirty.transpose()?;
+                    Ok(Self::File(Arc::new(FileSource { disk, dirty })))
+                })
+                .await
+            }
+        }
+    }
+
+    /// The disk's size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Nbd(source) => source.export().size,
+            Self::File(source) => source.disk.size(),
+        }
+    }
+
+    /// Whether the bitmap or list that was named is there.
+    #[must_use]
+    pub fn knows_changes(&self) -> bool {
+        match self {
+            Self::Nbd(source) => source.dirty_context.as_ref().is_some_and(|name| source.export().has_context(name)),
+            Self::File(source) => source.dirty.is_some(),
+        }
+    }
+
+    /// Whether an increment may read nothing but what is dirty.
+    ///
+    /// So it is with a snapshot that lives on copies made before each write, as Proxmox VE exports it: it can be written
+    /// to, for trimming, where an export for libvirt's pull backups is read-only.
+    #[must_use]
+    pub fn only_dirty(&self) -> bool {
+        match self {
+            Self::Nbd(source) => source.dirty_context.is_some() && !source.export().flags.has(ExportFlags::READ_ONLY),
+            Self::File(_) => false,
+        }
+    }
+
+    /// Whether ranges can be trimmed.
+    #[must_use]
+    pub fn can_trim(&self) -> bool {
+        match self {
+            Self::Nbd(source) => {
+                let flags = source.export().flags;
+                flags.has(ExportFlags::SEND_TRIM) && !flags.has(ExportFlags::READ_ONLY)
+            }
+            Self::File(_) => false,
+        }
+    }
+
+    /// Plans a full backup: whatever does not read as zeros by the source's word.
+    pub async fn plan_full(&mut self, cluster: u64) -> Result<Plan> {
+        let size = self.size();
+        let planner = Planner::new(size, cluster, Widening::Source);
+        match self {
+            Self::Nbd(source) => source.plan_full(planner).await,
+            Self::File(source) => {
+                let source = source.clone();
+                blocking(move || source.plan_full(planner)).await
+            }
+        }
+    }
+
+    /// Plans an increment on a parent of `parent_size` bytes; what lies beyond that is read whatever its state.
+    pub async fn plan_incremental(&mut self, cluster: u64, parent_size: u64) -> Result<Plan> {
+        match self {
+            Self::Nbd(source) => source.plan_incremental(cluster, parent_size).await,
+            Self::File(source) => source.plan_incremental(cluster, parent_size),
+        }
+    }
+
+    /// Reads a range, which lies within the disk.
+    pub async fn read(&self, range: GuestRange, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
+        match self {
+            Self::Nbd(source) => source.client.read(range, buffer).await,
+            Self::File(source) => {
+                let source = source.clone();
+                blocking(move || {
+                    buffer.resize(to_usize(range.len()), 0);
+                    source.disk.read_exact_at(&mut buffer, range.start())?;
+                    Ok(buffer)
+                })
+                .await
+            }
+        }
+    }
+
+    /// Tells the source that a range is not needed any more.
+    pub async fn trim(&self, range: GuestRange) -> Result<()> {
+        match self {
+            Self::Nbd(source) => source.client.trim(range).await,
+            Self::File(_) => Err(Error::new(ErrorKind::Unsupported, "a file's ranges are not discarded")),
+        }
+    }
+
+    /// Says good-bye, where that is the custom.
+    pub async fn close(self) {
+        match self {
+            Self::Nbd(source) => source.client.close().await,
+            Self::File(_) => {}
+        }
+    }
+}
+
+impl NbdSource {
+    fn export(&self) -> &Export {
+        self.client.export()
+    }
+
+    fn whole(&self) -> GuestRange {
+        self.export().range()
+    }
+
+    /// Connects anew to have allocation told as well, or instead.
+    async fn ask_for(&mut self, contexts: Vec<String>) -> Result<()> {
+        if self.options.contexts == contexts {
+            return Ok(());
+        }
+        let size = self.export().size;
+        let options = Options { contexts, ..self.options.clone() };
+        // One at a time: some servers take only one client.
+        self.client.clone().close().await;
+        self.client = Client::connect(&self.uri, &options).await?;
+        self.options = options;
+        if self.export().size == size {
+            return Ok(());
+        }
+        let message = format!("{}: the export's size changed between two connections", self.uri);
+        Err(Error::new(ErrorKind::Changed, message))
+    }
+
+    async fn plan_full(&mut self, mut planner: Planner) -> Result<Plan> {
+        self.ask_for(vec![ALLOCATION.to_owned()]).await?;
+        let whole = self.whole();
+        if !self.export().has_context(ALLOCATION) {
+            planner.push(whole, Known::Wanted)?;
+            return planner.finish();
+        }
+        let mut walk = self.client.extents(&[ALLOCATION], whole)?;
+        let mut done = GuestOffset(0);
+        loop {
+            let batch = match walk.next().await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => break,
+                // A server may know the context and yet have no answer: then all of it is read.
+                Err(e) if ServerError::of(&e).is_some() => {
+                    tracing::info!(error = e.report(), "the source does not say what is allocated: all of it is read");
+                    planner.push(GuestRange::between(done, whole.end()), Known::Wanted)?;
+                    break;
+                }
+                Err(e) => return Err(e),
+            };
+            for extent in batch.extents.first().into_iter().flatten() {
+                let zero = extent.status & STATE_ZERO != 0;
+                planner.push(extent.range, if zero { Known::CleanZeros } else { Known::Wanted })?;
+            }
+            done = batch.range.end();
+        }
+        planner.finish()
+    }
+
+    async fn plan_incremental(&mut self, cluster: u64, parent_size: u64) -> Result<Plan> {
+        let Some(dirty) = self.dirty_context.clone() else {
+            return Err(Error::new(ErrorKind::Usage, "an increment of an export for which no bitmap was named"));
+        };
+        let read_only = self.export().flags.has(ExportFlags::READ_ONLY);
+        if read_only {
+            self.ask_for(vec![dirty.clone(), ALLOCATION.to_owned()]).await?;
+        }
+        if read_only && self.export().has_context(ALLOCATION) {
+            match self
+                .plan_by_both(&dirty, Planner::new(self.export().size, cluster, Widening::Source), parent_size)
+                .await
+            {
+                Err(e) if ServerError::of(&e).is_some() => {
+                    tracing::info!(error = e.report(), "the source does not say what is allocated");
+                }
+                planned => return planned,
+            }
+        }
+        let mut planner = Planner::new(self.export().size, cluster, Widening::Parent);
+        let mut walk = self.client.extents(&[&dirty], self.whole())?;
+        while let Some(batch) = walk.next().await? {
+            for extent in batch.extents.first().into_iter().flatten() {
+                let dirty = extent.status & STATE_DIRTY != 0;
+                push_by_size(
+                    &mut planner,
+                    extent.range,
+                    parent_size,
+                    if dirty { Known::Wanted } else { Known::Clean },
+                )?;
+            }
+        }
+        planner.finish()
+    }
+
+    async fn plan_by_both(&self, dirty: &str, mut planner: Planner, parent_size: u64) -> Result<Plan> {
+        let mut walk = self.client.extents(&[dirty, ALLOCATION], self.whole())?;
+        while let Some(batch) = walk.next().await? {
+            let [dirty, allocation] = batch.extents.as_slice() else { continue };
+            // Both cover the same stretch; each step ends where either changes.
+            let (mut dirty, mut allocation) = (dirty.iter().peekable(), allocation.iter().peekable());
+            let mut at = batch.range.start();
+            while let (Some(d), Some(a)) = (dirty.peek(), allocation.peek()) {
+                let end = d.range.end().min(a.range.end());
+                let known = match (d.status & STATE_DIRTY != 0, a.status & STATE_ZERO != 0) {
+                    (true, true) => Known::WantedZeros,
+                    (true, false) => Known::Wanted,
+                    (false, true) => Known::CleanZeros,
+                    (false, false) => Known::Clean,
+                };
+                push_by_size(&mut planner, GuestRange::between(at, end), parent_size, known)?;
+                at = end;
+                dirty.next_if(|d| d.range.end() <= at);
+                allocation.next_if(|a| a.range.end() <= at);
+            }
+        }
+        planner.finish()
+    }
+}
+
+impl FileSource {
+    fn plan_full(&self, mut planner: Planner) -> Result<Plan> {
+        let size = GuestOffset(self.disk.size());
+        let mut at = GuestOffset(0);
+        while let Some((start, end)) = self.disk.next_data(at)? {
+            planner.push(GuestRange::between(at, start), Known::CleanZeros)?;
+            planner.push(GuestRange::between(start, end), Known::Wanted)?;
+            at = end;
+        }
+        planner.push(GuestRange::between(at, size), Known::CleanZeros)?;
+        planner.finish()
+    }
+
+    fn plan_incremental(&self, cluster: u64, parent_size: u64) -> Result<Plan> {
+        let mut planner = Planner::new(self.disk.size(), cluster, Widening::Source);
+        let mut at = GuestOffset(0);
+        for dirty in self.dirty.iter().flatten() {
+            push_by_size(&mut planner, GuestRange::between(at, dirty.start()), parent_size, Known::Clean)?;
+            push_by_size(&mut planner, *dirty, parent_size, Known::Wanted)?;
+            at = dirty.end();
+        }
+        let rest = GuestRange::between(at, GuestOffset(self.disk.size()));
+        push_by_size(&mut planner, rest, parent_size, Known::Clean)?;
+        planner.finish()
+    }
+}
+
+/// What the source says, but for what the parent does not have: a bitmap may not count what a disk grew by.
+fn push_by_size(planner: &mut Planner, range: GuestRange, parent_size: u64, known: Known) -> Result<()> {
+    let old = range.intersect(GuestRange::between(GuestOffset(0), GuestOffset(parent_size)));
+    if !old.is_empty() {
+        planner.push(old, known)?;
+    }
+    let new = GuestRange::between(range.start().max(GuestOffset(parent_size)), range.end());
+    if new.is_empty() {
+        return Ok(());
+    }
+    planner.push(
+        new,
+        match known {
+            Known::Clean | Known::Wanted => Known::Wanted,
+            Known::CleanZeros | Known::WantedZeros => Known::WantedZeros,
+        },
+    )
+}
+
+/// Runs what waits for files on a thread that may wait.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) => Err(Error::new(ErrorKind::Limit, "a worker thread ended early").with_source(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<DiskSpec> {
+        text.parse()
+    }
+
+    #[test]
+    fn a_disk_is_an_export_with_a_bitmap_or_a_file_with_a_list() {
+        let disk = parse("drive-scsi0=nbd+unix:///a%20b?socket=/run/q.sock,bitmap=b0,since=cp1").unwrap();
+        assert_eq!((disk.name.as_str(), disk.since.as_deref()), ("drive-scsi0", Some("cp1")));
+        assert!(matches!(disk.source, SourceSpec::Nbd { bitmap: Some(b), .. } if b == "b0"));
+        let disk = parse("root=/dev/vg/snap,dirty=/dev/fd/3").unwrap();
+        let file = SourceSpec::File { path: "/dev/vg/snap".into(), dirty: Some("/dev/fd/3".into()) };
+        assert_eq!((disk.source, disk.since), (file, None));
+        assert!(matches!(parse("a=./nbd:x").unwrap().source, SourceSpec::File { .. }));
+    }
+
+    #[test]
+    fn words_that_make_no_sense_are_refused() {
+        for bad in [
+            "",
+            "a",
+            "=x",
+            "a=",
+            "a=/x,bitmap=b",
+            "a=nbd://h/x,dirty=/l",
+            "a=nbd://h/x,bitmap=",
+            "a=nbd://h/x,bitmap=a,bitmap=b",
+            "a=/x,foo=1",
+            "a=nbd://h/x,since=c",
+            "a=/x,since=c",
+            "a=nbd://h:x/",
+        ] {
+            assert_eq!(parse(bad).unwrap_err().kind(), ErrorKind::Usage, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What the caller names outside any store: disks to back up, files to keep with a backup.
+//!
+//! The caller's own words are followed wherever they lead, symlinks and `/dev/fd/3` included; the gate's rules are for names
+//! that come out of data.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use crate::base::{Error, ErrorKind, GuestOffset, Result};
+
+/// A disk at hand: a regular file with a disk's bytes, or a block device. Opened for reading.
+#[derive(Debug)]
+pub struct OutsideDisk {
+    file: File,
+    path: PathBuf,
+    size: u64,
+}
+
+impl OutsideDisk {
+    /// Opens it; everything but regular files and block devices is refused.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |e: std::io::Error| Error::io(format!("cannot open '{}'", path.display()), e);
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!("'{}' is neither a regular file nor a block device", path.display()),
+            ));
+        }
+        let file = File::open(path).map_err(failed)?;
+        // Of a device, the metadata do not tell the size.
+        let size = rustix::fs::seek(&file, SeekFrom::End(0))
+            .map_err(|e| Error::io(format!("cannot find the size of '{}'", path.display()), e))?;
+        Ok(Self { file, path: path.to_owned(), size })
+    }
+
+    /// Its size in bytes when it was opened.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Fills `buf` from byte `at` on. An end before that is an error of kind `Changed`.
+    pub fn read_exact_at(&self, buf: &mut [u8], at: GuestOffset) -> Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            let position = at.saturating_add(done as u64);
+            match rustix::io::pread(&self.file, &mut buf[done..], position.0) {
+                Ok(0) => {
+                    let path = self.path.display();
+                    return Err(Error::new(
+                        ErrorKind::Changed,
+                        format!("'{path}' ends at {position}: it was cut short"),
+                    ));
+                }
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(Error::io(format!("cannot read '{}' at {position}", self.path.display()), e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next stretch that is not in a hole, at or after `at`: its start and end. `None` when only a hole follows.
+    pub fn next_data(&self, at: GuestOffset) -> Result<Option<(GuestOffset, GuestOffset)>> {
+        let failed = |e| Error::io(format!("cannot look for holes in '{}'", self.path.display()), e);
+        if at.0 >= self.size {
+            return Ok(None);
+        }
+        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(at.0)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            // Devices, and some file systems, have no holes to tell of.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((at, GuestOffset(self.size)))),
+            Err(e) => return Err(failed(e)),
+        };
+        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start)).map_err(failed)?.min(self.size);
+        Ok((start < end).then_some((GuestOffset(start), GuestOffset(end))))
+    }
+}
+
+/// Reads a whole file, pipe or descriptor that the caller named; more than `limit` bytes are refused.
+pub fn read_outside(path: &Path, limit: usize) -> Result<Vec<u8>> {
+    let failed = |e: std::io::Error| Error::io(format!("cannot read '{}'", path.display()), e);
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > limit {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            format!("'{}' has more than the {limit} bytes that are kept with a backup", path.display()),
+        ));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    #[test]
+    fn data_and_holes_of_a_file_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let file = File::create(&path).unwrap();
+        file.set_len(8 << 20).unwrap();
+        file.write_all_at(&[1; 65536], 4 << 20).unwrap();
+        let disk = OutsideDisk::open(&path).unwrap();
+        let (start, end) = disk.next_data(GuestOffset(0)).unwrap().unwrap();
+        assert!(start.0 <= 4 << 20 && end.0 >= (4 << 20) + 65536 && end.0 <= 8 << 20, "{start} {end}");
+        assert_eq!(disk.next_data(GuestOffset(8 << 20)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_disk_that_was_cut_short_and_what_is_no_disk_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, [1; 4096]).unwrap();
+        let disk = OutsideDisk::open(&path).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
+        assert_eq!(disk.read_exact_at(&mut [0; 200], GuestOffset(0)).unwrap_err().kind(), ErrorKind::Changed);
+        assert_eq!(OutsideDisk::open(dir.path()).unwrap_err().kind(), ErrorKind::Refused);
+    }
+
+    #[test]
+    fn a_file_larger_than_the_limit_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), [1; 100]).unwrap();
+        assert_eq!(read_outside(&dir.path().join("a"), 100).unwrap().len(), 100);
+        assert_eq!(read_outside(&dir.path().join("a"), 99).unwrap_err().kind(), ErrorKind::Refused);
+    }
+}

@@ -1,0 +1,11 @@
+//! Backups made through the library, from files and from real NBD servers, and read back.
+
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod commit;
+mod files;
+mod scene;
