@@ -116,7 +116,7 @@ run "$annals" --store "$store" show 100@latest
 
 heading '3. The store as a directory tree'
 mkdir "$mnt"
-run "$annals" --store "$store" mount "$mnt"
+run "$annals" --store "$store" mount --log-file annals.log "$mnt"
 run find "$mnt" -maxdepth 2
 run ls -lsh "$mnt/100/latest/"
 note 'drive-scsi0.raw is the whole disk of that day, however many layers it lies in; the part files are its partitions.'

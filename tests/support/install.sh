@@ -18,6 +18,10 @@ done
 share=$destdir$prefix/share
 install -Dm 755 "$built/annals" "$destdir$prefix/bin/annals"
 install -Dm 755 "$built/mount-annals" "$destdir$prefix/sbin/mount.annals"
+# Most of a program's size is for debuggers; what a crash needs to name its place stays.
+if command -v strip >/dev/null; then
+    strip --strip-debug "$destdir$prefix/bin/annals" "$destdir$prefix/sbin/mount.annals"
+fi
 if [ "$prefix/sbin" != "$sbindir" ]; then
     mkdir -p "$destdir$sbindir"
     ln -sf "$prefix/sbin/mount.annals" "$destdir$sbindir/mount.annals"
