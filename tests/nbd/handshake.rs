@@ -264,6 +264,22 @@ fn replies_without_end_are_cut_off() {
 }
 
 #[test]
+fn a_list_of_few_but_huge_entries_is_cut_off_too() {
+    let server = FakeServer::start(|session| {
+        session.greet(3)?;
+        session.refuse_until(nbd::OPT_LIST)?;
+        let entry = [&b"\0\0\0\x01x"[..], &[b'd'; 8192]].concat();
+        for _ in 0..600 {
+            session.reply(nbd::OPT_LIST, nbd::REP_SERVER, &entry)?;
+        }
+        session.reply(nbd::OPT_LIST, nbd::REP_ACK, b"")?;
+        session.wait_for_end()
+    });
+    let error = run(async { list(&server.uri(""), &options()).await.map(|_| ()) }).unwrap_err();
+    assert!(error.report().contains("floods"), "{}", error.report());
+}
+
+#[test]
 fn a_missing_export_is_not_found_and_the_servers_words_are_shown() {
     let error = refused(|session| {
         session.greet(3)?;

@@ -36,7 +36,7 @@ use fake_nbd::{FakeServer, Offer, Session};
 /// Runs a test's client; one that hangs fails.
 pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let test = async { tokio::time::timeout(Duration::from_secs(30), test).await.expect("the client hangs") };
+    let test = async { tokio::time::timeout(Duration::from_secs(60), test).await.expect("the client hangs") };
     let result = runtime.block_on(test);
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -45,9 +45,9 @@ pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
 /// Limits short enough for tests, long enough for a busy machine.
 pub(crate) fn options() -> Options {
     Options {
-        handshake_timeout: Duration::from_secs(5),
-        stall_timeout: Duration::from_secs(5),
-        command_timeout: Duration::from_secs(5),
+        handshake_timeout: Duration::from_secs(20),
+        stall_timeout: Duration::from_secs(20),
+        command_timeout: Duration::from_secs(20),
         ..Options::default()
     }
 }

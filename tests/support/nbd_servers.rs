@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::support::tools::{command, run};
 
 /// How long a server may take to start.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(40);
 
 /// A server process and the directory that its files and its socket are in.
 pub(crate) struct Server {
@@ -49,7 +49,7 @@ impl Server {
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {program}: {e}"));
         self.child = Some(child);
-        self.wait_for(program, |server| server.socket().exists());
+        self.wait_for(program, |server| listens(&server.socket()));
     }
 
     /// Waits until `ready`, as long as the program runs.
@@ -96,6 +96,15 @@ impl Drop for Server {
     }
 }
 
+/// Whether a socket is not only there but listened on. Where a plain file stands for a port, it has to have been written.
+fn listens(path: &Path) -> bool {
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() => metadata.len() > 0,
+        Ok(_) => UnixStream::connect(path).is_ok(),
+        Err(_) => false,
+    }
+}
+
 /// `qemu-storage-daemon` with its monitor.
 pub(crate) struct StorageDaemon {
     pub(crate) server: Server,
@@ -109,7 +118,7 @@ impl StorageDaemon {
         let chardev = format!("socket,id=q,path={},server=on,wait=off", qmp.display());
         let nbd = format!("addr.type=unix,addr.path={}", server.socket().display());
         server.start("qemu-storage-daemon", &["--chardev", &chardev, "--monitor", "chardev=q", "--nbd-server", &nbd]);
-        server.wait_for("qemu-storage-daemon", |_| qmp.exists());
+        // The monitor listens before the NBD server does, and takes one connection at a time.
         let stream = UnixStream::connect(qmp).unwrap();
         stream.set_read_timeout(Some(START)).unwrap();
         let mut daemon = Self { server, monitor: BufReader::new(stream) };
