@@ -105,16 +105,10 @@ impl Plan {
 
     /// Mounts and serves until the mount is gone.
     fn serve(&self, for_parent: bool) -> Result<Outcome> {
-        // Opened first: what it holds may be why it was started.
+        // Opened before anything can go wrong that it should tell of.
         let target = match (&self.log_file, for_parent) {
             (Some(path), _) => Some(Target::file(path)?),
-            (None, true) => Some(Target::syslog().unwrap_or_else(|e| {
-                tracing::warn!(
-                    "there is no system log here ({e}): failed reads will be told only in .annals/status.json; \
-                     --log-file names a file to log to"
-                );
-                Target::Nowhere
-            })),
+            (None, true) => Some(Target::syslog().unwrap_or(Target::Nowhere)),
             (None, false) => None,
         };
         // In the background nobody sees standard error.
@@ -136,6 +130,12 @@ impl Plan {
         )?;
         unmount_on_signal(signals, running.unmounter())?;
         if for_parent {
+            if matches!(target, Some(Target::Nowhere)) {
+                tracing::warn!(
+                    "there is no system log here: failed reads will be told only in .annals/status.json; --log-file \
+                     names a file to log to"
+                );
+            }
             background::settle(target)?;
         } else if let Some(target) = target {
             log::redirect(target);

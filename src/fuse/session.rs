@@ -166,6 +166,11 @@ fn mount_error(options: &SessionOptions, error: std::io::Error) -> Error {
         return Error::new(ErrorKind::NotFound, format!("cannot mount on '{shown}': there is no {DEVICE}"))
             .with_hint("load the kernel's module (modprobe fuse), or let the container have the device");
     }
+    // fusermount3 could open it for users, but it is opened before that is tried.
+    if rustix::fs::access(DEVICE, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_err() {
+        return Error::new(ErrorKind::Refused, format!("cannot mount on '{shown}': you may not open {DEVICE}"))
+            .with_hint(format!("let everybody open it, as udev does (chmod 0666 {DEVICE}), or mount as root"));
+    }
     let said = error.to_string();
     if !rustix::process::geteuid().is_root() && error.kind() == std::io::ErrorKind::NotFound {
         return no_fusermount();
@@ -177,9 +182,9 @@ fn mount_error(options: &SessionOptions, error: std::io::Error) -> Error {
     if said.contains("no write access") {
         return failed.with_hint("a user can mount only on a directory that he may write to");
     }
-    if said.contains(FUSERMOUNT) || error.kind() == std::io::ErrorKind::PermissionDenied {
-        return failed
-            .with_hint(format!("{FUSERMOUNT} must be installed setuid root (package fuse3), or mount as root"));
+    if said.contains("not permitted") {
+        let hint = format!("{FUSERMOUNT} must be installed setuid root (package fuse3), or mount as root");
+        return failed.with_hint(hint);
     }
     failed
 }

@@ -7,6 +7,7 @@
 
 pub(crate) mod chains;
 pub(crate) mod isolated;
+pub(crate) mod mounts;
 pub(crate) mod random;
 pub(crate) mod stores;
 pub(crate) mod tools;

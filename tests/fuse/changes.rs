@@ -1,0 +1,280 @@
+//! What happens in the store while it is mounted.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::support::mounts::{Mounted, Store, can_mount, names, promise, within};
+
+const OLD: &str = "2024-11-07T16-51-22Z";
+const MIDDLE: &str = "2024-11-08T16-51-20Z";
+const NEW: &str = "2024-11-09T16-51-21Z";
+/// The promised time, less what a loaded machine may take for the last look itself.
+const SOON: Duration = Duration::from_secs(2);
+
+/// Has the kernel give up the pages that it keeps of a file.
+fn drop_pages(file: &File) {
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+fn read_all(file: &File) -> std::io::Result<Vec<u8>> {
+    let mut content = vec![0; file.metadata()?.len() as usize];
+    file.read_exact_at(&mut content, 0)?;
+    Ok(content)
+}
+
+#[test]
+fn backups_and_guests_come_and_go_within_two_seconds() {
+    promise(
+        "A new backup appears without remounting, a removed one disappears, and `latest` follows, each within two seconds.",
+    );
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    store.file("100", OLD, "guest.conf", b"old");
+    store.file("100", MIDDLE, "guest.conf", b"middle");
+    let mounted = Mounted::new(&store.path());
+    let latest = |content: &[u8]| fs::read(mounted.path("100/latest/guest.conf")).is_ok_and(|c| c == content);
+    let stat = |name: &str| fs::metadata(mounted.path(name)).is_ok();
+    let listed = |dir: &str, name: &str| names(&mounted.path(dir)).iter().any(|n| n == name);
+    let new = format!("100/{NEW}");
+    for round in 0..3 {
+        // All of it is looked at before the change, so that the kernel holds whatever it may hold.
+        assert!(latest(b"middle") && !stat(&new) && !listed("100", NEW), "round {round}");
+        store.file("100", NEW, "guest.conf", b"new");
+        within(SOON, "the new backup by its name", || stat(&new));
+        within(SOON, "the new backup in the listing", || listed("100", NEW));
+        within(SOON, "latest leads to it", || latest(b"new"));
+        assert!(latest(b"new") && stat(&new) && listed("100", NEW));
+        fs::remove_dir_all(store.backup("100", NEW)).unwrap();
+        within(SOON, "the removed backup is gone from the listing", || !listed("100", NEW));
+        within(SOON, "latest leads back", || latest(b"middle"));
+        within(SOON, "the removed backup is gone by its name", || !stat(&new));
+        assert!(fs::read(mounted.path(&format!("{new}/guest.conf"))).is_err());
+    }
+    assert!(!stat("new-guest") && !listed("", "new-guest"));
+    store.file("new-guest", OLD, "guest.conf", b"x");
+    within(SOON, "the new guest by its name", || stat("new-guest/latest/guest.conf"));
+    within(SOON, "the new guest in the listing", || listed("", "new-guest"));
+    fs::remove_dir_all(store.path().join("new-guest")).unwrap();
+    within(SOON, "the removed guest by its name", || !stat("new-guest"));
+    within(SOON, "the removed guest in the listing", || !listed("", "new-guest"));
+}
+
+#[test]
+fn a_change_that_nobody_watched_is_seen_at_the_first_look_two_seconds_later() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    store.file("100", OLD, "guest.conf", b"old");
+    let mounted = Mounted::new(&store.path());
+    for _ in 0..2 {
+        assert_eq!(fs::read(mounted.path("100/latest/guest.conf")).unwrap(), b"old");
+        store.file("100", NEW, "guest.conf", b"new");
+        std::thread::sleep(SOON);
+        assert_eq!(fs::read(mounted.path("100/latest/guest.conf")).unwrap(), b"new");
+        fs::remove_dir_all(store.backup("100", NEW)).unwrap();
+        std::thread::sleep(SOON);
+        assert_eq!(fs::read(mounted.path("100/latest/guest.conf")).unwrap(), b"old");
+        assert_eq!(names(&mounted.path("100")), [OLD, "latest"]);
+    }
+}
+
+#[test]
+fn an_open_file_outlives_its_backup() {
+    promise("A file that is open stays readable when its backup is removed.");
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let contents = store.chain("100", "disk", &[OLD, MIDDLE], 4 << 20, 9);
+    store.file("100", OLD, "guest.conf", b"still here");
+    let mounted = Mounted::new(&store.path());
+    let disk = File::open(mounted.path(&format!("100/{MIDDLE}/disk.raw"))).unwrap();
+    let conf = File::open(mounted.path(&format!("100/{OLD}/guest.conf"))).unwrap();
+    let mut first = [0; 4096];
+    disk.read_exact_at(&mut first, 0).unwrap();
+    fs::remove_dir_all(store.path().join("100")).unwrap();
+    within(SOON, "the guest is gone", || fs::metadata(mounted.path("100")).is_err());
+    drop_pages(&disk);
+    assert!(read_all(&disk).unwrap() == contents[1], "other bytes after the removal");
+    assert_eq!(read_all(&conf).unwrap(), b"still here");
+    let stat = disk.metadata().unwrap();
+    assert!(stat.blocks() > 0 && stat.len() == 4 << 20);
+    // Also to somebody who opens it anew through the open file.
+    let again = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&disk))).unwrap();
+    drop(disk);
+    drop_pages(&again);
+    assert!(read_all(&again).unwrap() == contents[1]);
+}
+
+#[test]
+fn a_replaced_file_shows_its_own_bytes_to_each_reader() {
+    promise(
+        "Who reads a name after it was given to another file never gets bytes of the old one, and who has the old one open gets none of the new one.",
+    );
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let other = Store::new();
+    let mounted = Mounted::new(&store.path());
+    let name = format!("100/{OLD}/disk.raw");
+    let mut old: Option<(File, Vec<u8>)> = None;
+    for round in 0..4_u64 {
+        // Each time as large as before, so that nothing but the bytes tells them apart.
+        let content = other.chain("100", "disk", &[OLD], 2 << 20, 100 + round).remove(0);
+        let (from, to) = (other.backup("100", OLD), store.backup("100", OLD));
+        if round % 2 == 0 {
+            // The whole backup is another one.
+            fs::remove_dir_all(&to).unwrap();
+            fs::rename(&from, &to).unwrap();
+        } else {
+            // The image is another one, as after a merge.
+            fs::rename(from.join("disk.qcow2"), to.join("disk.qcow2")).unwrap();
+        }
+        within(SOON, "the new bytes", || {
+            let file = File::open(mounted.path(&name));
+            let Ok(read) = file.and_then(|file| read_all(&file)) else { return false };
+            let is_old = old.as_ref().is_some_and(|(_, bytes)| *bytes == read);
+            assert!(is_old || read == content, "round {round}: a mixture of old and new bytes");
+            read == content
+        });
+        let new = File::open(mounted.path(&name)).unwrap();
+        if let Some((old, bytes)) = &old {
+            assert_ne!(old.metadata().unwrap().ino(), new.metadata().unwrap().ino());
+            for _ in 0..2 {
+                assert!(read_all(old).unwrap() == *bytes, "round {round}: the old file's bytes have changed");
+                assert!(read_all(&new).unwrap() == content, "round {round}: the new file's bytes have changed");
+                drop_pages(old);
+                drop_pages(&new);
+            }
+        }
+        old = Some((new, content));
+    }
+}
+
+#[test]
+fn a_file_whose_layers_were_merged_reads_on_unchanged() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let contents = store.chain("100", "disk", &[OLD, MIDDLE, NEW], 2 << 20, 4);
+    let mounted = Mounted::new(&store.path());
+    let path = mounted.path(&format!("100/{NEW}/disk.raw"));
+    let open = File::open(&path).unwrap();
+    let number = open.metadata().unwrap().ino();
+    // The middle layer takes in the oldest one, in a new file that is renamed over it.
+    let (middle, merged) = (store.backup("100", MIDDLE).join("disk.qcow2"), store.scratch("merged.qcow2"));
+    let qemu = |args: &[&str], from: &Path, to: &Path| {
+        crate::support::mounts::succeed(crate::support::tools::command("qemu-img").args(args).arg(from).arg(to))
+    };
+    qemu(&["convert", "-O", "qcow2"], &middle, &merged);
+    fs::rename(&merged, &middle).unwrap();
+    fs::remove_dir_all(store.backup("100", OLD)).unwrap();
+    within(SOON, "the oldest backup is gone", || !names(&mounted.path("100")).iter().any(|n| n == OLD));
+    drop_pages(&open);
+    assert!(read_all(&open).unwrap() == contents[2]);
+    drop(open);
+    assert!(fs::read(&path).unwrap() == contents[2]);
+    assert!(fs::read(mounted.path(&format!("100/{MIDDLE}/disk.raw"))).unwrap() == contents[1]);
+    assert_eq!(Mounted::new(&store.path()).path(&format!("100/{NEW}/disk.raw")).metadata().unwrap().ino(), number);
+}
+
+#[test]
+fn a_disk_becomes_whole_when_its_missing_layer_arrives_and_broken_when_it_goes() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let contents = store.chain("100", "disk", &[OLD, NEW], 1 << 20, 4);
+    let (layer, away) = (store.backup("100", OLD).join("disk.qcow2"), store.scratch("away"));
+    let mounted = Mounted::new(&store.path());
+    let latest = || names(&mounted.path("100/latest/"));
+    fs::rename(&layer, &away).unwrap();
+    within(SOON, "broken at first", || latest() == ["disk.broken"]);
+    fs::rename(&away, &layer).unwrap();
+    within(SOON, "whole", || latest() == ["disk.raw"]);
+    assert!(fs::read(mounted.path("100/latest/disk.raw")).unwrap() == contents[1]);
+    fs::rename(&layer, &away).unwrap();
+    std::thread::sleep(SOON);
+    // Nobody has told the mount; it finds out when the disk is opened next, and then says so.
+    let _ = File::open(mounted.path("100/latest/disk.raw"));
+    within(SOON, "broken again", || latest() == ["disk.broken"]);
+}
+
+#[test]
+fn a_listing_is_that_of_its_beginning() {
+    promise("A listing shows every name that was there when it began exactly once, whatever comes and goes meanwhile.");
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let time = |n: i64| annals::base::Timestamp::from_epoch(1_600_000_000 + n * 3600).unwrap().file_name();
+    // Far more than one buffer of the kernel's takes.
+    let there: Vec<String> = (0..3000).map(|n| time(2 * n)).collect();
+    for name in &there {
+        store.backup("100", name);
+    }
+    let mounted = Mounted::new(&store.path());
+    let mut listing = fs::read_dir(mounted.path("100")).unwrap();
+    let mut seen: Vec<String> = Vec::new();
+    for n in 0.. {
+        if n == 10 {
+            for n in 0..100 {
+                store.backup("100", &time(2 * n + 1));
+                fs::remove_dir(store.backup("100", &time(4 * n))).unwrap();
+            }
+            within(SOON, "the change is seen", || fs::metadata(mounted.path("100").join(time(1))).is_ok());
+        }
+        match listing.next() {
+            Some(entry) => seen.push(entry.unwrap().file_name().into_string().unwrap()),
+            None => break,
+        }
+    }
+    assert_eq!(seen.pop().unwrap(), "latest");
+    assert!(seen == there, "{} names instead of {}", seen.len(), there.len());
+    let now = names(&mounted.path("100"));
+    assert_eq!(now.len(), 3000 + 1, "a hundred went and a hundred came");
+    assert!(now.contains(&time(1)) && !now.contains(&time(0)));
+}
+
+#[test]
+fn readers_are_not_disturbed_by_backups_that_come_and_go() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let contents = store.chain("100", "disk", &[OLD, MIDDLE], 4 << 20, 12);
+    let mounted = Mounted::new(&store.path());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for n in 0..8_usize {
+            let (time, content) = ([OLD, MIDDLE][n % 2], &contents[n % 2]);
+            let path = mounted.path(&format!("100/{time}/disk.raw"));
+            let done = &done;
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    let file = File::open(&path).unwrap();
+                    assert!(read_all(&file).unwrap() == *content, "{time} reads wrong");
+                    drop_pages(&file);
+                }
+            });
+        }
+        for _ in 0..10 {
+            store.chain("100", "disk", &[NEW], 1 << 20, 13);
+            store.file("101", NEW, "guest.conf", b"x");
+            std::thread::sleep(Duration::from_millis(150));
+            let _ = fs::read(mounted.path("100/latest/disk.raw"));
+            fs::remove_dir_all(store.backup("100", NEW)).unwrap();
+            fs::remove_dir_all(store.path().join("101")).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(mounted.status()["failed_reads"], 0, "{}", mounted.status());
+}

@@ -1,0 +1,135 @@
+//! Holes: what the images do not hold, to `lseek`, to `stat`, and to the tools that copy around them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::support::mounts::{Mounted, Store, can_mount, promise, qemu_data, seek_data, succeed, write};
+use crate::support::tools::{command, have, run};
+
+const TIMES: [&str; 3] = ["2024-11-07T16-51-22Z", "2024-11-08T16-51-20Z", "2024-11-09T16-51-21Z"];
+const DISK: &str = "100/latest/disk.raw";
+
+#[test]
+fn seek_and_blocks_are_what_qemu_says_of_the_chain() {
+    promise(
+        "`SEEK_DATA` and `SEEK_HOLE` tell exactly what the images of a disk hold, and `st_blocks` counts exactly that.",
+    );
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    for seed in 1..6 {
+        store.chain(&seed.to_string(), "disk", &TIMES, 5 << 20, seed);
+    }
+    let mounted = Mounted::new(&store.path());
+    for seed in 1..6 {
+        for time in TIMES {
+            let expected = qemu_data(&store.backup(&seed.to_string(), time).join("disk.qcow2"));
+            assert!(expected.len() > 2, "a chain without holes tests nothing");
+            let path = mounted.point.join(seed.to_string()).join(time).join("disk.raw");
+            let blocks: u64 = expected.iter().map(|(start, end)| (end - start) / 512).sum();
+            assert_eq!(fs::metadata(&path).unwrap().blocks(), blocks, "{}", path.display());
+            assert_eq!(seek_data(&File::open(&path).unwrap()), expected, "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn seek_answers_at_every_kind_of_place() {
+    if !can_mount() {
+        return;
+    }
+    use rustix::fs::SeekFrom::{Data, Hole};
+    use rustix::io::Errno;
+    let store = Store::new();
+    let image = store.backup("100", TIMES[0]).join("disk.qcow2");
+    let size = (1 << 20) + 512;
+    succeed(command("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg(size.to_string()));
+    write(&image, &[(128 << 10, 64 << 10, Some(1))]);
+    store.file("100", TIMES[0], "guest.conf", b"12345");
+    let mounted = Mounted::new(&store.path());
+    let disk = File::open(mounted.path(DISK)).unwrap();
+    let seek = |to| rustix::fs::seek(&disk, to);
+    assert_eq!(seek(Data(0)), Ok(128 << 10));
+    assert_eq!(seek(Data((128 << 10) + 5)), Ok((128 << 10) + 5));
+    assert_eq!(seek(Data(192 << 10)), Err(Errno::NXIO), "only holes follow");
+    assert_eq!(seek(Hole(0)), Ok(0));
+    assert_eq!(seek(Hole(128 << 10)), Ok(192 << 10));
+    assert_eq!(seek(Hole(size - 1)), Ok(size - 1));
+    assert_eq!(seek(Hole(size)), Err(Errno::NXIO), "at the end");
+    assert_eq!(seek(Data(u64::MAX >> 1)), Err(Errno::NXIO), "far behind the end");
+    let text = File::open(mounted.path("100/latest/guest.conf")).unwrap();
+    assert_eq!(rustix::fs::seek(&text, Data(2)), Ok(2));
+    assert_eq!(rustix::fs::seek(&text, Hole(2)), Ok(5));
+}
+
+/// Asks a mount for the blocks of the disk.
+type Ask = &'static dyn Fn(&Path) -> u64;
+
+#[test]
+fn blocks_are_exact_however_they_are_asked_for_first() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    store.chain("100", "disk", &TIMES, 5 << 20, 3);
+    let blocks: u64 = qemu_data(&store.backup("100", TIMES[2]).join("disk.qcow2"))
+        .iter()
+        .map(|(start, end)| (end - start) / 512)
+        .sum();
+    let ways: [(&str, Ask); 4] = [
+        ("stat", &|mnt| fs::metadata(mnt.join(DISK)).unwrap().blocks()),
+        ("fstat of an open file", &|mnt| File::open(mnt.join(DISK)).unwrap().metadata().unwrap().blocks()),
+        ("a listing, then stat", &|mnt| {
+            let mut entries = fs::read_dir(mnt.join("100/latest/")).unwrap();
+            entries
+                .find_map(|e| Some(e.unwrap()).filter(|e| e.file_name() == "disk.raw"))
+                .unwrap()
+                .metadata()
+                .unwrap()
+                .blocks()
+        }),
+        ("ls -s", &|mnt| {
+            let line = run("ls", &["-s", "--block-size=512", mnt.join(DISK).to_str().unwrap()]);
+            line.split_whitespace().next().unwrap().parse().unwrap()
+        }),
+    ];
+    for (way, ask) in ways {
+        let mounted = Mounted::new(&store.path());
+        assert_eq!(ask(&mounted.point), blocks, "by {way}");
+        assert_eq!(fs::metadata(mounted.path(DISK)).unwrap().blocks(), blocks, "after {way}");
+    }
+}
+
+#[test]
+fn copies_by_the_usual_tools_keep_holes_and_bytes() {
+    promise("`cp`, `tar -S`, `rsync -S` and `qemu-img convert` keep holes and bytes.");
+    if !can_mount() || !have(&["rsync", "tar", "cp"]) {
+        return;
+    }
+    let store = Store::new();
+    let contents = store.chain("100", "disk", &TIMES, 64 << 20, 11);
+    let mounted = Mounted::new(&store.path());
+    let disk = mounted.path(DISK);
+    let to = store.scratch("copies");
+    fs::create_dir(&to).unwrap();
+
+    succeed(command("cp").arg("--sparse=auto").arg(&disk).arg(to.join("cp")));
+    succeed(command("cp").arg("--sparse=always").arg(&disk).arg(to.join("cp-always")));
+    succeed(command("rsync").arg("-aS").arg(&disk).arg(to.join("rsync")));
+    succeed(command("qemu-img").args(["convert", "-f", "raw", "-O", "raw"]).arg(&disk).arg(to.join("qemu-img")));
+    succeed(command("tar").arg("-C").arg(disk.parent().unwrap()).arg("-Scf").arg(to.join("tar.tar")).arg("disk.raw"));
+    succeed(command("tar").arg("-C").arg(&to).arg("-xf").arg(to.join("tar.tar")));
+
+    let held = fs::metadata(&disk).unwrap().blocks();
+    assert!(held * 512 < 32 << 20, "{held} blocks: a disk without holes tests nothing");
+    for copy in ["cp", "cp-always", "rsync", "qemu-img", "disk.raw"] {
+        let path = to.join(copy);
+        assert!(fs::read(&path).unwrap() == contents[2], "the copy by {copy} differs");
+        let blocks = fs::metadata(&path).unwrap().blocks();
+        // File systems round to their own blocks.
+        assert!(blocks <= held + held / 8 + 64, "the copy by {copy} has {blocks} blocks, the disk {held}");
+    }
+    assert!(fs::metadata(to.join("tar.tar")).unwrap().len() <= held * 512 + (1 << 20));
+}
