@@ -7,8 +7,8 @@ use crate::base::Timestamp;
 
 /// How long a name is believed without asking again.
 ///
-/// A change of the store shows after at most this and the catalog's own second: together less than the two seconds
-/// that are promised.
+/// A change of the store shows after at most this, a view's recheck and the catalog's own second:
+/// together less than the two seconds that are promised.
 pub(super) const NAME_TTL: Duration = Duration::from_millis(500);
 
 /// How long the attributes of one version of a file are believed: that version never changes, a new one has a new inode.

@@ -274,8 +274,9 @@ impl Tree {
                 None => slot.insert(Arc::new(self.list(dir.inode)?)).clone(),
             }
         };
-        for position in from.. {
-            let next = position.saturating_add(1);
+        let mut position = from;
+        loop {
+            let Some(next) = position.checked_add(1) else { break };
             let dot = |inode, name| Place::Dot(DirEntry { inode, kind: FileKind::Directory, name, next });
             let place = match position.checked_sub(2) {
                 None if position == 0 => dot(dir.inode, "."),
@@ -288,6 +289,7 @@ impl Tree {
             if !visit(place)? {
                 break;
             }
+            position = next;
         }
         Ok(())
     }

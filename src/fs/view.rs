@@ -52,11 +52,11 @@ pub(super) struct View {
     pub(super) backup: Arc<Backup>,
     /// By name.
     pub(super) entries: Vec<ViewEntry>,
-    made: Instant,
 }
 
-/// How long a disk that could not be opened is called broken before it is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// How long a view is used without asking whether the files behind it are the same. The catalog, which is asked, looks
+/// at them once a second; that second, this time and the one for which the kernel believes a name stay below two.
+const RECHECK: Duration = Duration::from_millis(250);
 
 impl View {
     /// The entry of that name.
@@ -77,8 +77,17 @@ impl View {
         })
     }
 
-    fn holds(&self, backup: &Arc<Backup>) -> bool {
-        Arc::ptr_eq(&self.backup, backup) && (self.made.elapsed() < RETRY || self.broken().next().is_none())
+    /// Whether every entry still has the content that it had. A broken disk is looked at anew each time: what it lacks
+    /// may have arrived.
+    fn is_current(&self, store: &Store) -> bool {
+        self.entries.iter().all(|entry| match &entry.source {
+            // A layer may have been replaced or lost in the directory of an older backup.
+            Source::Disk(disk, None) => store.disk(&self.backup, disk).is_ok_and(|d| disk_version(&d) == entry.version),
+            // As its disk is.
+            Source::Disk(_, Some(_)) => true,
+            Source::File(file) => stored_file(store, &self.backup, file).is_some_and(|now| now.1 == entry.version),
+            Source::Text(_) => false,
+        })
     }
 
     /// Looks at every disk and file of `backup`. What is known from `old` about the same content is kept.
@@ -107,12 +116,7 @@ impl View {
         }
         // Whole disks and files of the backup keep their names against partitions.
         for file in &backup.files {
-            let (size, version) = match store.open_file(backup, file) {
-                Ok(open) => (open.size(), file_version(&open)),
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                // Listed all the same: opening it says what is wrong.
-                Err(_) => (file.size, 0),
-            };
+            let Some((size, version)) = stored_file(store, backup, file) else { continue };
             let what = What::File(file.name.as_str().into());
             names.add(file.name.clone(), what, size, version, Source::File(file.clone()));
         }
@@ -122,7 +126,17 @@ impl View {
             names.add(name, what, range.len(), version, Source::Disk(entry.clone(), Some(range)));
         }
         let entries = names.entries.into_values().collect();
-        Self { backup: backup.clone(), entries, made: Instant::now() }
+        Self { backup: backup.clone(), entries }
+    }
+}
+
+/// Size and version of a file of the backup; `None` where it is gone.
+fn stored_file(store: &Store, backup: &Backup, file: &BackupFile) -> Option<(u64, u64)> {
+    match store.open_file(backup, file) {
+        Ok(open) => Some((open.size(), file_version(&open))),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        // Listed all the same: opening it says what is wrong.
+        Err(_) => Some((file.size, 0)),
     }
 }
 
@@ -221,18 +235,32 @@ fn text_version(text: &str) -> u64 {
 
 /// A place for one backup's view; whoever asks while it is made waits for it.
 #[derive(Debug, Default)]
-pub(super) struct Slot(Mutex<Option<Arc<View>>>);
+pub(super) struct Slot(Mutex<Option<State>>);
+
+#[derive(Debug)]
+struct State {
+    view: Arc<View>,
+    checked: Instant,
+}
 
 impl Slot {
     /// The view of `backup`, made anew when it no longer holds.
     pub(super) fn get(&self, store: &Store, backup: &Arc<Backup>) -> Arc<View> {
         // A panic while making leaves the old view, which the next caller checks again.
         let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(view) = slot.as_ref().filter(|view| view.holds(backup)) {
-            return view.clone();
+        // The time before the look: what changes during it is seen by the next one.
+        let now = Instant::now();
+        if let Some(state) = slot.as_mut().filter(|state| Arc::ptr_eq(&state.view.backup, backup)) {
+            if state.checked.elapsed() < RECHECK {
+                return state.view.clone();
+            }
+            if state.view.is_current(store) {
+                state.checked = now;
+                return state.view.clone();
+            }
         }
-        let view = Arc::new(View::make(store, backup, slot.as_deref()));
-        *slot = Some(view.clone());
+        let view = Arc::new(View::make(store, backup, slot.as_ref().map(|state| &*state.view)));
+        *slot = Some(State { view: view.clone(), checked: now });
         view
     }
 
