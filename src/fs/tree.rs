@@ -275,8 +275,7 @@ impl Tree {
             }
         };
         let mut position = from;
-        loop {
-            let Some(next) = position.checked_add(1) else { break };
+        while let Some(next) = position.checked_add(1) {
             let dot = |inode, name| Place::Dot(DirEntry { inode, kind: FileKind::Directory, name, next });
             let place = match position.checked_sub(2) {
                 None if position == 0 => dot(dir.inode, "."),

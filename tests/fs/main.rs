@@ -5,6 +5,9 @@
 
 mod answers;
 mod model;
+#[path = "../support/random.rs"]
+#[allow(dead_code)]
+mod random;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

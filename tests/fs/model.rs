@@ -6,23 +6,13 @@ use std::time::Duration;
 use annals::base::{ErrorKind, Timestamp};
 use annals::fs::{Handle, Inode, Tree};
 
+use super::random::Random;
 use super::{Scratch, find, list, open, read};
 
 /// As long as the catalog may be behind the store.
 const BEHIND: Duration = Duration::from_millis(1100);
 const ROUNDS: usize = 6;
 const CHANGES: u64 = 12;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
 
 /// What the store holds: guest, backup, file, content.
 type Model = BTreeMap<String, BTreeMap<String, BTreeMap<String, Vec<u8>>>>;
@@ -98,7 +88,7 @@ fn compare(tree: &Tree, model: &Model) {
 fn play(seed: u64) {
     let scratch = Scratch::new();
     let tree = scratch.tree();
-    let (mut random, mut model, mut held) = (Random(seed * 0x9e37_79b9), Model::new(), Vec::<Held>::new());
+    let (mut random, mut model, mut held) = (Random::new(seed), Model::new(), Vec::<Held>::new());
     for _ in 0..ROUNDS {
         for _ in 0..CHANGES {
             change(&mut random, &scratch, &mut model);

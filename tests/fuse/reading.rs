@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::mounts::{Mounted, Random, Store, can_mount, promise, succeed, within, write};
+use crate::support::mounts::{Mounted, Store, can_mount, promise, succeed, within, write};
+use crate::support::random::Random;
 use crate::support::tools::command;
 
 const OLD: &str = "2024-11-07T16-51-22Z";
@@ -40,7 +41,7 @@ fn eight_readers_share_a_cache_that_is_too_small_for_them() {
             let (path, content) = (&path, &content);
             scope.spawn(move || {
                 let file = File::open(path).unwrap();
-                let mut random = Random(seed);
+                let mut random = Random::new(seed);
                 let mut buf = vec![0; 300_000];
                 for n in 0..200_u64 {
                     // Half of them read on from where they are, half of them anywhere.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
+use super::random::Random;
 use super::tools::{command, have, run};
 
 /// The program under test.
@@ -78,7 +79,7 @@ impl Store {
     /// A disk's chain, one layer in each backup of `times`, the oldest first. Returns what the disk holds in each.
     pub(crate) fn chain(&self, guest: &str, disk: &str, times: &[&str], size: u64, seed: u64) -> Vec<Vec<u8>> {
         let mut content = vec![0; usize::try_from(size).unwrap()];
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let mut contents = Vec::new();
         for (n, time) in times.iter().enumerate() {
             let image = self.backup(guest, time).join(format!("{disk}.qcow2"));
@@ -142,19 +143,6 @@ pub(crate) fn succeed(command: &mut std::process::Command) -> Output {
         String::from_utf8_lossy(&output.stderr)
     );
     output
-}
-
-/// Numbers that are the same in every run.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        // xorshift64*
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % limit
-    }
 }
 
 /// A mount by the program, in the background; unmounted when dropped.
