@@ -44,6 +44,8 @@ impl Server {
         let child = command(program)
             .args(args)
             .current_dir(self.directory.path())
+            // nbdkit leaves files behind when it is killed.
+            .env("TMPDIR", self.directory.path())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
