@@ -33,9 +33,14 @@ struct Anatomy {
     cluster: usize,
 }
 
+/// The big-endian number in `len` bytes at `at`.
+fn number_at(bytes: &[u8], at: usize, len: usize) -> usize {
+    bytes[at..at + len].iter().fold(0, |n, b| n << 8 | usize::from(*b))
+}
+
 impl Anatomy {
     fn new(bytes: Vec<u8>) -> Self {
-        let be = |at: usize, len: usize| bytes[at..at + len].iter().fold(0usize, |n, b| n << 8 | usize::from(*b));
+        let be = |at, len| number_at(&bytes, at, len);
         let (l1_at, l1_entries, cluster) = (be(40, 8), be(36, 4), 1 << be(20, 4));
         let entries = (0..l1_entries).map(|n| be(l1_at + 8 * n, 8) & 0x00ff_ffff_ffff_fe00);
         let l2 = entries.filter(|at| *at != 0).collect();
@@ -45,7 +50,8 @@ impl Anatomy {
     /// Puts back what of a mutant's header only a writer needs.
     fn heal(&self, mutant: &[u8]) -> Vec<u8> {
         // Refcount table and snapshots, autoclear bits, refcount width, extensions.
-        let for_writers = [48..72, 88..100, 112..512];
+        let extensions = 112..number_at(&self.bytes, 8, 8).max(512);
+        let for_writers = [48..72, 88..100, extensions];
         let mut healed = mutant.to_vec();
         for range in for_writers {
             if let Some(into) = healed.get_mut(range.clone()) {
