@@ -100,6 +100,18 @@ printf %s '{"version":1,"guest":"100","kind":"qemu","time":"2024-11-07T16:51:22Z
 printf %s '{"version":1,"guest":"101","kind":"lxc","time":"2024-11-07T16:51:22Z","archive":{"file":"archive.tar","format":"tar"}}' \
     >corpus/manifest/seed-lxc
 
+cat >corpus/ovf/seed-machine <<'OVF'
+<?xml version="1.0" encoding="UTF-8"?>
+<ovf:Envelope xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1/" xmlns:rasd="r" xmlns:xsi="x" ovf:version="4.4.0.0">
+<References><File ovf:href="d1/i1" ovf:id="i1" ovf:size="1"/><File ovf:href="d1/i2" ovf:id="i2" ovf:size="1"/></References>
+<Section xsi:type="ovf:DiskSection_Type"><Disk ovf:diskId="i1" ovf:size="1" ovf:fileRef="d1/i1" ovf:parentRef=""
+ovf:vm_snapshot_id="s1" ovf:volume-format="COW" ovf:disk-alias="root &amp; more"/><Disk ovf:diskId="i2" ovf:fileRef="d1/i2"
+ovf:parentRef="i1" ovf:vm_snapshot_id="s2" ovf:volume-format="RAW"/></Section>
+<Content ovf:id="out"><Name>web01</Name><Section xsi:type="ovf:SnapshotsSection_Type"><Snapshot ovf:id="s1"><Type>REGULAR</Type>
+<Description>before</Description><CreationDate>2024/11/07 16:51:22</CreationDate></Snapshot><Snapshot ovf:id="s2"><Type>ACTIVE</Type>
+<CreationDate>2024/11/08 16:51:22</CreationDate></Snapshot></Section></Content></ovf:Envelope>
+OVF
+
 printf 'NBDMAGICIHAVEOPT\0\003' >corpus/nbd/seed-greeting
 printf '\0\003\350\211\004\125\145\251\0\0\0\007\0\0\0\003\0\0\0\0' >corpus/nbd/seed-option
 printf '\147\104\146\230\0\0\0\0\0\0\0\0\0\0\0\001' >corpus/nbd/seed-simple
