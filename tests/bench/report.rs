@@ -40,7 +40,7 @@ impl Report {
             version = env!("CARGO_PKG_VERSION"),
             machine = machine(),
             kernel = run("uname", &["-sr"]).trim(),
-            file_system = run("stat", &["-f", "-c", "%T", work.to_str().unwrap()]).trim(),
+            file_system = run("df", &["--output=fstype", work.to_str().unwrap()]).lines().nth(1).unwrap_or_default(),
             qemu = run("qemu-storage-daemon", &["--version"]).lines().next().unwrap_or_default(),
             disk = scale.disk >> 20,
             turns = scale.turns,
