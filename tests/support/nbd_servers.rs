@@ -44,8 +44,6 @@ impl Server {
         let child = command(program)
             .args(args)
             .current_dir(self.directory.path())
-            // nbdkit leaves files behind when it is killed.
-            .env("TMPDIR", self.directory.path())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
@@ -94,6 +92,15 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Asked first: nbdkit leaves files behind when it is killed.
+        if let Some(child) = &mut self.child {
+            let pid = rustix::process::Pid::from_child(child);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let began = Instant::now();
+            while matches!(child.try_wait(), Ok(None)) && began.elapsed() < Duration::from_secs(5) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         self.kill();
     }
 }
