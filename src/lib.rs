@@ -8,7 +8,7 @@
 //! | 0 | [`base`] | units, errors, time |
 //! | 1 | [`storage`] | the one I/O seam, the gate that decides which names may open, the block cache |
 //! | 2 | [`format`] | bytes ↔ structs, no I/O |
-//! | 3 | [`archive`] | container archives as trees: nodes, the index, tar |
+//! | 3 | [`archive`] | container archives as trees: nodes, tar with its index, squashfs |
 //! | 3 | [`disk`] | flattened chains: where bytes are, and reading them |
 //! | 3 | [`nbd`] | NBD client: handshake as explicit states, commands in flight, extents |
 //! | 4 | [`catalog`] | which guests and backups a store holds |

@@ -3,9 +3,12 @@
 //! [`Tree`] is what whoever shows an archive sees, whatever its format; [`open`] makes one. A tar archive is gone through
 //! once for its [index], which is kept in the cache directory.
 
+mod ahead;
+mod decompress;
 mod env;
 mod index;
 mod node;
+mod squashfs;
 mod tar;
 
 pub use env::ArchiveEnv;
@@ -21,6 +24,8 @@ use crate::storage::Storage;
 pub enum ArchiveFormat {
     /// A tar archive, not compressed.
     Tar,
+    /// A squashfs image.
+    Squashfs,
 }
 
 impl ArchiveFormat {
@@ -29,6 +34,7 @@ impl ArchiveFormat {
     pub fn of_name(name: &str) -> Option<Self> {
         match name.rsplit_once('.')?.1 {
             "tar" => Some(Self::Tar),
+            "sqfs" | "squashfs" => Some(Self::Squashfs),
             _ => None,
         }
     }
@@ -36,10 +42,11 @@ impl ArchiveFormat {
 
 /// Opens the archive in `file` as a tree. `name` is what messages call it.
 ///
-/// The first time this goes through the whole of a tar archive. One that is damaged or cut short opens with what is whole,
+/// The first time this goes through the whole of a tar archive; of a squashfs image it reads the superblock and a few tables. An archive that is damaged or cut short opens with what is whole,
 /// and [`Tree::broken`] says what is missing.
 pub fn open(name: &str, file: Arc<dyn Storage>, format: ArchiveFormat, env: &Arc<ArchiveEnv>) -> Result<Arc<dyn Tree>> {
     match format {
         ArchiveFormat::Tar => Ok(Arc::new(tar::TarTree::open(name, file, env)?)),
+        ArchiveFormat::Squashfs => Ok(Arc::new(squashfs::SquashTree::open(name, file, env)?)),
     }
 }

@@ -5,7 +5,7 @@ use crate::format::tar::Xattr;
 
 /// An entry of an archive. The same entry has the same number whenever the same archive is opened; names that are hard links of
 /// each other share it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct NodeId(pub u64);
 
 /// A place in a directory's listing. Zero is the start; others come from [`DirItem::next`] and stay good for as long as the

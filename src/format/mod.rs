@@ -6,11 +6,13 @@
 pub mod dirty_list;
 pub mod filesystem;
 pub mod hash;
+pub mod lzo;
 pub mod manifest;
 pub mod nbd;
 pub mod ovf;
 pub mod partition;
 pub mod qcow2;
+pub mod squashfs;
 pub mod tar;
 pub mod window;
 

@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod archives;
 mod bad_chains;
 mod bad_tables;
 mod image;

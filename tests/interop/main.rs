@@ -7,5 +7,6 @@
 mod support;
 
 mod partitions;
+mod squashfs;
 mod tar;
 mod trees;

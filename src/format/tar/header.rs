@@ -85,11 +85,13 @@ impl<'a> Header<'a> {
     pub fn parse(block: &'a [u8; BLOCK]) -> Option<Self> {
         let header = Self(block);
         let stored = number(header.field(CHECKSUM))?;
-        let (start, len) = CHECKSUM;
-        let byte = |at: usize, byte: u8| if (start..start + len).contains(&at) { b' ' } else { byte };
-        let unsigned: i64 = block.iter().enumerate().map(|(at, b)| i64::from(byte(at, *b))).sum();
+        // The field itself counts as blanks.
+        let blanks = i64::from(b' ') * CHECKSUM.1 as i64;
+        let sum = |bytes: &[u8]| bytes.iter().map(|b| i64::from(*b)).sum::<i64>();
+        let unsigned = sum(block) - sum(header.field(CHECKSUM)) + blanks;
         // Some old tars added the bytes up as signed ones.
-        let signed: i64 = block.iter().enumerate().map(|(at, b)| i64::from(byte(at, *b).cast_signed())).sum();
+        let high = |bytes: &[u8]| bytes.iter().map(|b| i64::from(*b >> 7)).sum::<i64>();
+        let signed = unsigned - 256 * (high(block) - high(header.field(CHECKSUM)));
         (stored == unsigned || stored == signed).then_some(header)
     }
 
