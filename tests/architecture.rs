@@ -9,6 +9,8 @@
 
 #[path = "architecture/dependencies.rs"]
 mod dependencies;
+#[path = "architecture/documents.rs"]
+mod documents;
 #[path = "architecture/rules.rs"]
 mod rules;
 #[path = "architecture/source.rs"]

@@ -47,8 +47,15 @@ fail() {
 
 # run COMMAND…: shows the command as one would type it, then what it prints.
 run() {
-    local shown="$*"
-    printf '%s$ %s%s\n' "$green" "${shown//"$annals"/annals}" "$plain"
+    local word shown=
+    for word in "$@"; do
+        case $word in
+            "$annals") word=annals ;;
+            *' '*) word="'$word'" ;;
+        esac
+        shown+=" $word"
+    done
+    printf '%s$%s%s\n' "$green" "$shown" "$plain"
     "$@" 2>&1 | sed 's/^/    /'
 }
 
