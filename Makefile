@@ -53,7 +53,7 @@ deny:
 shellcheck:
 	shellcheck $(scripts)
 
-bench: ## compare with QEMU's export and the native file; prints a table (docs/benchmarks.md)
+bench: ## compare with QEMU's export and the native file; prints a table and keeps it in docs/
 	@$(setup) bench
 	cargo build --release --locked --workspace
 	tests/bench/run.sh
