@@ -250,7 +250,9 @@ impl Store {
         let opened = self.guest_gate(&backup.guest).and_then(|gate| {
             let key = (backup.guest.clone(), disk.path.clone(), disk.format);
             self.disks.get(key, &gate, || {
-                Disk::open(&gate, &disk.path, disk.format, &self.env).map_err(|e| match e.kind() {
+                let older = self.older_images(backup, disk);
+                let opened = Disk::open_expecting(&gate, &disk.path, disk.format, &older, &self.env);
+                opened.map_err(|e| match e.kind() {
                     // The catalog lists it, so a head that is not there is a hole in the store like any other layer.
                     ErrorKind::NotFound => {
                         Error::new(ErrorKind::MissingLayer, format!("the image '{}' is missing", disk.path))
@@ -260,6 +262,13 @@ impl Store {
             })
         });
         opened.context(|| format!("disk {} of backup {}@{}", disk.name, backup.guest, backup.summary.name))
+    }
+
+    /// The images of the same name in older backups, newest first: what an incremental one mostly lies on.
+    fn older_images(&self, backup: &Backup, disk: &DiskEntry) -> Vec<RelPath> {
+        let Ok(guest) = self.guest(&backup.guest) else { return Vec::new() };
+        let older = guest.backups().iter().rev().skip_while(|other| other.name != backup.summary.name).skip(1);
+        older.filter_map(|other| RelPath::new(other.directory()?).ok()?.join(disk.path.file_name()).ok()).collect()
     }
 
     /// Opens a file of a backup as it is.

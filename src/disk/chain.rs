@@ -2,32 +2,35 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::ahead::Ahead;
 use super::env::DiskEnv;
 use super::layer::{Layer, Node};
 use crate::base::error::ResultExt;
-use crate::base::{Error, ErrorKind, HostOffset, Result};
+use crate::base::{Error, ErrorKind, Result};
 use crate::format::ImageFormat;
 use crate::storage::{LayerSource, RelPath};
 
 /// More layers than any schedule makes in years of hourly backups; a chain beyond it is an attack or an accident.
 pub(super) const MAX_DEPTH: usize = 10_000;
 
-/// Opens `head` and every layer below it, newest first.
+/// Opens `head` and every layer below it, newest first. `expected`: see [`Disk::open_expecting`](super::Disk::open_expecting).
 pub(super) fn open(
     source: &dyn LayerSource,
     head: &RelPath,
     format: ImageFormat,
+    expected: &[RelPath],
     env: &DiskEnv,
 ) -> Result<Box<[Arc<Node>]>> {
     let mut layers = Vec::new();
+    let mut ahead = Ahead::new(expected);
     let mut seen = HashSet::new();
     let mut next = Some((head.clone(), format));
     while let Some((path, format)) = next.take() {
         if layers.len() == MAX_DEPTH {
             return Err(Error::new(ErrorKind::Corrupt, format!("the chain has more than {MAX_DEPTH} layers")));
         }
+        ahead.reach(source, &path);
         let layer = open_layer(source, &path, format).map_err(|e| match layers.last() {
             Some(above) => missing(e, above),
             None => e,
@@ -93,31 +96,4 @@ fn missing(error: Error, above: &Layer) -> Error {
     Error::new(ErrorKind::MissingLayer, format!("the backing file of '{}' is missing", above.path()))
         .with_source(error)
         .with_hint("the store is incomplete: copy the missing file back to its place")
-}
-
-/// Threads that open files ahead; the waiting is the medium's, not the processor's.
-const WARMERS: usize = 8;
-/// Bytes read of each file: the header and, mostly, its extensions.
-const WARM_BYTES: usize = 4096;
-
-/// Reads the headers of `paths` side by side, so that opening a chain of them one after the other finds them in memory.
-///
-/// A hint: whatever cannot be opened here is told when the chain is.
-pub fn warm(source: &dyn LayerSource, paths: &[RelPath]) {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut header = [0; WARM_BYTES];
-        while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Ok(file) = source.open(path) {
-                let _ = file.read_at(&mut header, HostOffset(0));
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..WARMERS.min(paths.len()) {
-            // A thread that cannot be started leaves its share to the others.
-            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
-        }
-        work();
-    });
 }

@@ -49,7 +49,19 @@ impl Disk {
     /// Errors: `NotFound` where there is no head, `MissingLayer` where one below it is missing, `Corrupt`, `Unsupported` and
     /// `Refused` with the layer and the reason.
     pub fn open(source: &dyn LayerSource, head: &RelPath, format: ImageFormat, env: &Arc<DiskEnv>) -> Result<Self> {
-        let nodes = chain::open(source, head, format, env)?;
+        Self::open_expecting(source, head, format, &[], env)
+    }
+
+    /// The same, where the chain will probably lead through `expected`, newest first: those are opened side by side, some
+    /// way ahead. What they are makes no difference but for the time that it takes.
+    pub fn open_expecting(
+        source: &dyn LayerSource,
+        head: &RelPath,
+        format: ImageFormat,
+        expected: &[RelPath],
+        env: &Arc<DiskEnv>,
+    ) -> Result<Self> {
+        let nodes = chain::open(source, head, format, expected, env)?;
         let size = nodes.first().map_or(0, |node| node.layer.size());
         let region_bits = region_bits(&nodes);
         Ok(Self { env: env.clone(), nodes, size, region_bits, allocated: OnceLock::new() })

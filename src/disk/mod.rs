@@ -5,6 +5,7 @@
 //! question about extents from them. *Moving*: [`reader`] turns extents into bytes. A read looks up one map, whatever the
 //! chain's depth.
 
+mod ahead;
 mod chain;
 mod check;
 mod decompress;
@@ -18,7 +19,8 @@ mod raw;
 mod reader;
 pub mod writer;
 
-pub use chain::{backing, warm};
+pub use ahead::warm;
+pub use chain::backing;
 pub use check::{LayerCheck, check_layer};
 pub use env::DiskEnv;
 pub use flat::{Disk, Fault};
