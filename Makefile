@@ -34,7 +34,9 @@ build: ## build the release binaries
 test: setup lint ## everything that CI checks: lints, then every test
 	cargo build --locked --workspace
 	cargo test --locked --workspace --doc --quiet
-	cargo nextest run --locked --workspace --no-fail-fast
+	@skipped=$$(mktemp); trap 'rm -f "$$skipped"' EXIT; export ANNALS_SKIPPED=$$skipped; \
+	cargo nextest run --locked --workspace --no-fail-fast; \
+	if [ -s "$$skipped" ]; then printf '\nNot all tests could run here:\n'; sort -u "$$skipped"; fi
 
 lint: setup fmt-check clippy doc deny shellcheck ## formatting, clippy, links in the documentation, licences and advisories, scripts
 

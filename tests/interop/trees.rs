@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -11,6 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use annals::archive::{Kind, NodeId, Position, Tree};
 use rustix::fs::{CWD, FileType, Gid, Mode, SeekFrom, Uid, XattrFlags, makedev};
+
+use crate::support::needs::needs;
 
 /// What is compared of one entry.
 #[derive(Clone, PartialEq, Eq)]
@@ -419,11 +420,5 @@ pub(crate) fn pseudo_random(len: usize, seed: u64) -> Vec<u8> {
 
 /// Whether this is root, who alone can make devices, give files away and restore them. Says so aloud where it is not.
 pub(crate) fn have_root() -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
-    assert!(std::env::var_os("CI").is_none(), "this test needs root");
-    let name = std::thread::current().name().unwrap_or("a test").to_owned();
-    let _ = writeln!(std::io::stderr(), "SKIPPED {name}: needs root");
-    false
+    needs(rustix::process::geteuid().is_root(), "root")
 }

@@ -8,6 +8,7 @@
 pub(crate) mod chains;
 pub(crate) mod isolated;
 pub(crate) mod mounts;
+pub(crate) mod needs;
 pub(crate) mod random;
 pub(crate) mod stores;
 pub(crate) mod tools;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub(crate) use super::needs::needs;
 use super::random::Random;
 use super::tools::{command, have, run};
 
@@ -17,16 +18,6 @@ pub(crate) fn can_mount() -> bool {
     have(&["qemu-img", "qemu-io", "fusermount3"])
         && needs(rustix::process::geteuid().is_root(), "root")
         && needs(Path::new("/dev/fuse").exists(), "/dev/fuse")
-}
-
-/// Whether `there` holds; where it does not, says aloud that the test needs `what`, and fails it in CI.
-pub(crate) fn needs(there: bool, what: &str) -> bool {
-    if !there {
-        let name = std::thread::current().name().unwrap_or("a test").to_owned();
-        assert!(std::env::var_os("CI").is_none(), "{name} needs {what}");
-        eprintln!("SKIPPED {name}: needs {what}");
-    }
-    there
 }
 
 /// Quotes a promise of the documentation, which must be there in these words.

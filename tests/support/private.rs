@@ -2,21 +2,19 @@
 //!
 //! The machine stays as it is, and whatever a script starts ends with it.
 
+#[path = "needs.rs"]
+mod needs;
+
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use needs::needs;
+
 /// Whether such a system can be made here. Says aloud that a test cannot run, and fails it in CI, where it has to.
 pub(crate) fn may_run() -> bool {
-    let possible = unshare().arg("true").output().is_ok_and(|output| output.status.success());
-    if !possible {
-        assert!(std::env::var_os("CI").is_none(), "this test needs root and namespaces");
-        let name = std::thread::current().name().unwrap_or("a test").to_owned();
-        let _ = writeln!(std::io::stderr(), "SKIPPED {name}: needs root and namespaces");
-    }
-    possible
+    needs(unshare().arg("true").output().is_ok_and(|output| output.status.success()), "root and namespaces")
 }
 
 fn unshare() -> Command {
