@@ -341,6 +341,8 @@ impl NbdSource {
                 planned => return planned,
             }
         }
+        // Where allocation cannot be told, it must not even be selected: every status would be refused with it.
+        self.ask_for(vec![dirty.clone()]).await?;
         let mut planner = Planner::new(self.export().size, cluster, Widening::Parent);
         let mut walk = self.client.extents(&[&dirty], self.whole())?;
         while let Some(batch) = walk.next().await? {

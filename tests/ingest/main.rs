@@ -3,9 +3,16 @@
 // A test fails by panicking, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
+#[path = "../support/fleece.rs"]
+mod fleece;
+// Each test binary compiles this for itself and uses a part of it.
+#[allow(dead_code)]
+#[path = "../support/nbd_servers.rs"]
+mod nbd_servers;
 #[path = "../support/mod.rs"]
 mod support;
 
 mod commit;
 mod files;
+mod servers;
 mod scene;

@@ -118,11 +118,17 @@ fn listens(path: &Path) -> bool {
 pub(crate) struct StorageDaemon {
     pub(crate) server: Server,
     monitor: BufReader<UnixStream>,
+    /// What the daemon has told without being asked, and nobody has waited for yet.
+    events: Vec<Value>,
 }
 
 impl StorageDaemon {
     pub(crate) fn start() -> Self {
-        let mut server = Server::new();
+        Self::start_in(Server::new())
+    }
+
+    /// Starts a daemon in the directory of a server that has ended.
+    pub(crate) fn start_in(mut server: Server) -> Self {
         let qmp = server.path("qmp.sock");
         let chardev = format!("socket,id=q,path={},server=on,wait=off", qmp.display());
         let nbd = format!("addr.type=unix,addr.path={}", server.socket().display());
@@ -130,7 +136,7 @@ impl StorageDaemon {
         // The monitor listens before the NBD server does, and takes one connection at a time.
         let stream = UnixStream::connect(qmp).unwrap();
         stream.set_read_timeout(Some(START)).unwrap();
-        let mut daemon = Self { server, monitor: BufReader::new(stream) };
+        let mut daemon = Self { server, monitor: BufReader::new(stream), events: Vec::new() };
         daemon.line();
         daemon.qmp("qmp_capabilities", json!({}));
         daemon
@@ -152,7 +158,33 @@ impl StorageDaemon {
                 assert!(answer.get("error").is_none(), "{message}: {answer}");
                 return answer["return"].take();
             }
+            self.events.push(answer);
         }
+    }
+
+    /// Waits for an event of that name whose data has `value` under `key`.
+    pub(crate) fn wait_for_event(&mut self, name: &str, key: &str, value: &str) {
+        let wanted = |event: &Value| event["event"] == name && event["data"][key] == value;
+        loop {
+            if let Some(at) = self.events.iter().position(wanted) {
+                self.events.remove(at);
+                return;
+            }
+            let event = self.line();
+            self.events.push(event);
+        }
+    }
+
+    /// Ends the daemon in order, as a shutdown of the machine does; what is persistent is kept.
+    pub(crate) fn quit(mut self) -> Server {
+        self.qmp("quit", json!({}));
+        if let Some(mut child) = self.server.child.take() {
+            child.wait().unwrap();
+        }
+        for socket in ["nbd.sock", "qmp.sock"] {
+            let _ = std::fs::remove_file(self.server.path(socket));
+        }
+        self.server
     }
 
     /// A new qcow2 image as a node of that name.
@@ -160,10 +192,16 @@ impl StorageDaemon {
         let path = self.server.path(&format!("{node}.qcow2"));
         let path = path.to_str().unwrap();
         run("qemu-img", &["create", "-q", "-f", "qcow2", path, &size.to_string()]);
+        self.open_image(node);
+    }
+
+    /// The image that [`add_image`](Self::add_image) made, once more.
+    pub(crate) fn open_image(&mut self, node: &str) {
+        let path = self.server.path(&format!("{node}.qcow2"));
         self.qmp(
             "blockdev-add",
             json!({"node-name": node, "driver": "qcow2", "discard": "unmap",
-                   "file": {"driver": "file", "filename": path, "discard": "unmap"}}),
+                   "file": {"driver": "file", "filename": path.to_str().unwrap(), "discard": "unmap"}}),
         );
     }
 
@@ -174,6 +212,13 @@ impl StorageDaemon {
             json!({"type": "nbd", "id": format!("export-{node}"), "node-name": node, "name": name,
                    "writable": writable, "bitmaps": bitmaps}),
         );
+    }
+
+    /// Ends the export of a node, and waits until nobody uses it any more.
+    pub(crate) fn unexport(&mut self, node: &str) {
+        let export = format!("export-{node}");
+        self.qmp("block-export-del", json!({"id": export, "mode": "hard"}));
+        self.wait_for_event("BLOCK_EXPORT_DELETED", "id", &export);
     }
 
     /// Writes through an export, as a guest would.
