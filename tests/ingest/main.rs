@@ -14,5 +14,6 @@ mod support;
 
 mod commit;
 mod files;
-mod servers;
+mod history;
 mod scene;
+mod servers;

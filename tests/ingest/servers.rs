@@ -6,9 +6,9 @@ use annals::base::ErrorKind;
 use annals::ingest::Event;
 use serde_json::json;
 
-use crate::scene::{CLUSTER, Scene, assert_same};
 use crate::fleece::{Fleece, GRANULARITY};
 use crate::nbd_servers::{Server, StorageDaemon};
+use crate::scene::{CLUSTER, Scene, assert_same};
 use crate::support::random::Random;
 use crate::support::tools::have;
 
@@ -69,7 +69,8 @@ fn what_was_written_after_the_checkpoint_is_in_the_next_backup_and_not_in_this_o
     assert!(first.disks[0].parent.is_none());
     assert_same(&scene.read(&first.backup, "vda"), &model);
 
-    fleece.guest("vda", &["write -P 0xab 10M 128k".into(), "write -z -u 20M 1M".into(), "write -P 0x33 31M 512".into()]);
+    fleece
+        .guest("vda", &["write -P 0xab 10M 128k".into(), "write -z -u 20M 1M".into(), "write -P 0x33 31M 512".into()]);
     model[..64 << 10].fill(0x99);
     model[10 * MIB..10 * MIB + (128 << 10)].fill(0xab);
     model[20 * MIB..21 * MIB].fill(0);
@@ -240,7 +241,9 @@ fn an_export_that_gives_only_what_is_dirty_is_never_asked_for_more() {
         return;
     }
     // With the finer bitmap, the rest of the cluster at 1 MiB cannot be read from the export: it comes from the parent.
-    for (granularity, writable, dirty) in [(65536, true, 2 * CLUSTER), (4096, true, 4096 + CLUSTER), (4096, false, 4096 + CLUSTER)] {
+    for (granularity, writable, dirty) in
+        [(65536, true, 2 * CLUSTER), (4096, true, 4096 + CLUSTER), (4096, false, 4096 + CLUSTER)]
+    {
         let scene = Scene::new();
         let raw = scene.raw("disk", &vec![0x10; 16 * MIB]);
         let first = scene.back_up(&scene.request(&[&format!("drive-scsi0={}", raw.display())]));

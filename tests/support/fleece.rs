@@ -28,8 +28,7 @@ impl Fleece {
             daemon.add_image(disk, *size);
         }
         let disks = disks.iter().map(|(disk, _)| (*disk).to_owned()).collect();
-        let mut fleece =
-            Self { daemon: Some(daemon), disks, checkpoints: Vec::new(), frozen: Vec::new(), granularity };
+        let mut fleece = Self { daemon: Some(daemon), disks, checkpoints: Vec::new(), frozen: Vec::new(), granularity };
         fleece.show_to_guest();
         fleece
     }
@@ -50,6 +49,14 @@ impl Fleece {
         self.daemon().guest(&format!("guest-{disk}"), &commands);
     }
 
+    /// The disk as its guest sees it now.
+    pub(crate) fn look(&mut self, disk: &str) -> Vec<u8> {
+        let uri = self.daemon().server.uri(&format!("guest-{disk}"));
+        let copy = self.daemon().server.path("look.raw");
+        run("qemu-img", &["convert", "-f", "raw", "-O", "raw", &uri, copy.to_str().unwrap()]);
+        std::fs::read(copy).unwrap()
+    }
+
     /// The URI of a frozen disk.
     pub(crate) fn uri(&mut self, disk: &str) -> String {
         self.daemon().server.uri(disk)
@@ -62,7 +69,8 @@ impl Fleece {
     /// Freezes every disk in one instant and makes the checkpoint `name`. The exports show bitmaps `backup-DISK` of what has
     /// changed since the checkpoint `since`, but not for disks in `lost`.
     pub(crate) fn begin(&mut self, name: &str, since: Option<&str>, lost: &[&str]) {
-        let later: Vec<String> = match since.and_then(|since| self.checkpoints.iter().position(|known| known == since)) {
+        let later: Vec<String> = match since.and_then(|since| self.checkpoints.iter().position(|known| known == since))
+        {
             Some(at) => self.checkpoints[at..].to_vec(),
             None => Vec::new(),
         };
@@ -75,10 +83,8 @@ impl Fleece {
             run("qemu-img", &["create", "-q", "-f", "qcow2", &scratch, &size]);
             let node = format!("scratch-{disk}");
             let file = json!({"driver": "file", "filename": scratch});
-            self.daemon().qmp(
-                "blockdev-add",
-                json!({"node-name": node, "driver": "qcow2", "backing": disk, "file": file}),
-            );
+            self.daemon()
+                .qmp("blockdev-add", json!({"node-name": node, "driver": "qcow2", "backing": disk, "file": file}));
             let shown = !later.is_empty() && !lost.contains(&disk.as_str());
             let mut act = |kind: &str, data: Value| actions.push(json!({"type": kind, "data": data}));
             let bitmap = format!("backup-{disk}");
