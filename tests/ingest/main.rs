@@ -9,11 +9,12 @@ mod fleece;
 #[allow(dead_code)]
 #[path = "../support/nbd_servers.rs"]
 mod nbd_servers;
+#[path = "../support/scene.rs"]
+mod scene;
 #[path = "../support/mod.rs"]
 mod support;
 
 mod commit;
 mod files;
 mod history;
-mod scene;
 mod servers;

@@ -154,6 +154,9 @@ pub(crate) fn put(path: &Path, model: &mut [u8], at: u64, bytes: &[u8]) {
 #[track_caller]
 pub(crate) fn assert_same(read: &[u8], expected: &[u8]) {
     assert_eq!(read.len(), expected.len());
+    if read == expected {
+        return;
+    }
     if let Some(at) = read.iter().zip(expected).position(|(read, expected)| read != expected) {
         panic!("byte {at:#x} is {:#x} and should be {:#x}", read[at], expected[at]);
     }

@@ -1,0 +1,69 @@
+//! Each single change of the store fails once, as on a disk that is full, over its quota or read-only.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use annals::base::{Error, ErrorKind, Result};
+use annals::storage::write::{Change, Medium};
+
+use crate::scene::names;
+use crate::stage::Stage;
+
+/// Refuses change number `at`, and, where it is `for_good`, every later one too.
+#[derive(Debug, Clone)]
+struct Failing {
+    at: u64,
+    for_good: bool,
+    count: Arc<AtomicU64>,
+}
+
+impl Medium for Failing {
+    fn before(&self, path: &Path, change: Change<'_>) -> Result<()> {
+        let number = self.count.fetch_add(1, Ordering::SeqCst);
+        if number == self.at || (self.for_good && number > self.at) {
+            let what = format!("change {number} of {}, {:?}", path.display(), std::mem::discriminant(&change));
+            return Err(Error::io(what, std::io::Error::from_raw_os_error(28)));
+        }
+        Ok(())
+    }
+}
+
+fn every_change_fails(for_good: bool) {
+    let stage = Stage::new();
+    let mut failed = 0;
+    for at in 0.. {
+        let copy = stage.copy("failing");
+        let medium = Failing { at, for_good, count: Arc::default() };
+        let run = stage.back_up(&copy.store, "cp1", &medium);
+        let told = format!("change {at} failed (for good: {for_good})");
+        let found = copy.check(&told);
+        match run {
+            Ok(_) => {
+                assert_eq!(found.len(), 2, "{told}");
+                if medium.count.load(Ordering::SeqCst) <= at {
+                    break;
+                }
+            }
+            Err(e) => {
+                failed += 1;
+                assert_eq!(e.kind(), ErrorKind::Io, "{told}: {}", e.report());
+                assert!(e.report().contains("No space left"), "{told}: {}", e.report());
+                let has_log = names(&copy.guest()).iter().any(|name| name.ends_with(".failed"));
+                assert!(has_log || for_good || found.len() == 1, "{told}");
+            }
+        }
+        copy.next_run_is_right(&told);
+    }
+    assert!(failed >= 24, "only {failed} changes failed: the medium does not hear of all of them");
+}
+
+#[test]
+fn a_store_that_takes_nothing_more_from_any_change_on_keeps_what_it_had() {
+    every_change_fails(true);
+}
+
+#[test]
+fn a_failure_of_any_single_change_leaves_the_log_and_nothing_half_made() {
+    every_change_fails(false);
+}
