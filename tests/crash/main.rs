@@ -4,8 +4,6 @@
 // A test fails by panicking, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
-// Each test binary compiles this for itself and uses a part of it.
-#[allow(dead_code)]
 #[path = "../support/scene.rs"]
 mod scene;
 #[path = "../support/mod.rs"]

@@ -5,8 +5,6 @@
 
 #[path = "../support/fleece.rs"]
 mod fleece;
-// Each test binary compiles this for itself and uses a part of it.
-#[allow(dead_code)]
 #[path = "../support/nbd_servers.rs"]
 mod nbd_servers;
 #[path = "../support/scene.rs"]

@@ -1,5 +1,8 @@
 //! Real NBD servers, each in a directory of its own, ended when the test ends.
 
+// Each test binary compiles this for itself and uses a part of it.
+#![allow(dead_code)]
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -135,7 +138,7 @@ impl StorageDaemon {
         server.start("qemu-storage-daemon", &["--chardev", &chardev, "--monitor", "chardev=q", "--nbd-server", &nbd]);
         // The monitor listens before the NBD server does, and takes one connection at a time.
         let stream = UnixStream::connect(qmp).unwrap();
-        stream.set_read_timeout(Some(START)).unwrap();
+        stream.set_read_timeout(Some(ANSWER)).unwrap();
         let mut daemon = Self { server, monitor: BufReader::new(stream), events: Vec::new() };
         daemon.line();
         daemon.qmp("qmp_capabilities", json!({}));

@@ -1,5 +1,8 @@
 //! A store and sources for one test.
 
+// Each test binary compiles this for itself and uses a part of it.
+#![allow(dead_code)]
+
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

@@ -72,8 +72,11 @@ impl WriterLock {
 
 impl Drop for WriterLock {
     fn drop(&mut self) {
-        // Only words for people are lost when this fails; closing the file gives the lock back.
+        // Only words for people are lost when this fails.
         let _ = rustix::fs::ftruncate(&self.0, 0);
+        // Closing the file would do, were it not for a process that is being started this very moment: until it runs its program,
+        // it has the file open as well.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
 }
 
