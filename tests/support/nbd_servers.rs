@@ -15,6 +15,8 @@ use crate::support::tools::{command, run};
 
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(40);
+/// How long a monitor may take to answer: some commands wait for a disk that others keep busy.
+const ANSWER: Duration = Duration::from_secs(120);
 
 /// A server process and the directory that its files and its socket are in.
 pub(crate) struct Server {
