@@ -16,11 +16,13 @@ use self::options::Options;
 use super::args::Global;
 use super::log::{self, Target};
 use super::{Outcome, exit};
+use crate::archive::ArchiveEnv;
 use crate::base::{Error, Result};
 use crate::catalog::Store;
 use crate::disk::DiskEnv;
 use crate::fs::Tree;
 use crate::fuse::{self, SessionOptions, Unmounted, Unmounter};
+use crate::storage::{DerivedDir, FilePool};
 
 /// What readers of the mount may hold in memory when nothing else is said.
 const CACHE_SIZE: &str = "64M";
@@ -118,13 +120,15 @@ impl Plan {
         let env = DiskEnv::new(self.cache_size);
         let store = Store::open(&self.store, Arc::clone(&env))?;
         fuse::check_mountpoint(&self.mountpoint, self.options.non_empty)?;
-        let tree = Tree::new(store, env, self.options.ownership);
+        let archives = ArchiveEnv::new(env.block_cache().clone(), derived_dir());
+        let tree = Tree::new(store, env, archives, self.options.ownership);
         let running = fuse::mount(
             tree,
             &SessionOptions {
                 mountpoint: self.mountpoint.clone(),
                 access: self.options.access,
-                check_permissions: !self.options.ownership.is_open(),
+                // What is in containers has permissions of its own.
+                check_permissions: !self.options.ownership.is_open() || self.options.access == fuse::Access::Everyone,
                 no_exec: self.options.no_exec,
             },
         )?;
@@ -179,4 +183,21 @@ fn unmount_on_signal(mut signals: Signals, unmounter: Unmounter) -> Result<()> {
         .spawn(watch)
         .map(drop)
         .map_err(|e| Error::io("cannot start a thread", e))
+}
+
+/// Where indexes of archives are kept from one mount to the next.
+///
+/// Where the usual place cannot be used, a directory of this user's own among the temporary files does for some time; without
+/// any, they are held in memory.
+fn derived_dir() -> Option<Arc<DerivedDir>> {
+    const OPEN_INDEXES: usize = 64;
+    let temporary = std::env::temp_dir().join(format!("annals-cache-{}", rustix::process::geteuid().as_raw()));
+    let pool = FilePool::new(OPEN_INDEXES);
+    for path in DerivedDir::usual_path().into_iter().chain([temporary]) {
+        match DerivedDir::open(&path, pool.clone()) {
+            Ok(dir) => return Some(dir),
+            Err(error) => tracing::info!("indexes of archives are not kept there: {}", error.report()),
+        }
+    }
+    None
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Inode;
-use crate::base::Timestamp;
+use crate::base::{FileTime, Timestamp};
 
 /// How long a name is believed without asking again.
 ///
@@ -23,6 +23,14 @@ pub enum FileKind {
     Regular,
     /// A symbolic link.
     Symlink,
+    /// A character device, in a container.
+    CharDevice,
+    /// A block device, in a container.
+    BlockDevice,
+    /// A named pipe, in a container.
+    Fifo,
+    /// A Unix socket, in a container.
+    Socket,
 }
 
 /// The attributes of one inode.
@@ -36,8 +44,16 @@ pub struct Attributes {
     pub size: u64,
     /// What is allocated, in blocks of 512 bytes.
     pub blocks: u64,
-    /// The time of the backup: last change of content and of attributes, and last access.
-    pub time: Timestamp,
+    /// Last change of the content. Of what is not in a container, this and the next two are the time of the backup.
+    pub mtime: FileTime,
+    /// Last access.
+    pub atime: FileTime,
+    /// Last change of the attributes.
+    pub ctime: FileTime,
+    /// How many names it has; for a directory 1 says that its subdirectories were not counted.
+    pub links: u32,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
     /// Permission bits.
     pub permissions: u16,
     /// Owner.
@@ -72,8 +88,10 @@ impl Ownership {
     fn permissions(self, kind: FileKind) -> u16 {
         match kind {
             FileKind::Directory => 0o555 & !self.umask,
-            FileKind::Regular => 0o444 & !self.umask,
             FileKind::Symlink => 0o777,
+            FileKind::Regular | FileKind::CharDevice | FileKind::BlockDevice | FileKind::Fifo | FileKind::Socket => {
+                0o444 & !self.umask
+            }
         }
     }
 
@@ -84,12 +102,17 @@ impl Ownership {
     }
 
     pub(super) fn attributes(self, inode: Inode, kind: FileKind, time: Timestamp, size: u64, bytes: u64) -> Attributes {
+        let time = FileTime::from_seconds(time.epoch());
         Attributes {
             inode,
             kind,
             size,
             blocks: bytes.div_ceil(512),
-            time,
+            mtime: time,
+            atime: time,
+            ctime: time,
+            links: 1,
+            device: (0, 0),
             permissions: self.permissions(kind),
             uid: self.uid,
             gid: self.gid,
@@ -106,6 +129,11 @@ impl Entry {
     /// A file all of whose attributes are known.
     pub(super) fn fixed(attributes: Attributes) -> Self {
         Self { attributes, name_ttl: NAME_TTL, attributes_ttl: FILE_TTL }
+    }
+
+    /// What is in a container: below the directory that shows it nothing ever changes.
+    pub(super) fn archived(attributes: Attributes) -> Self {
+        Self { attributes, name_ttl: FILE_TTL, attributes_ttl: FILE_TTL }
     }
 
     /// Something of which a part is not known yet.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::attr::FileKind;
+use super::members::Archived;
 use super::nodes::{Node, ShortName, What};
 use super::view::View;
 use super::{CONTROL_NAME, Inode, LATEST_NAME, STATUS_NAME};
+use crate::archive::NodeId;
 use crate::base::Timestamp;
 use crate::catalog::{Guest, GuestId};
 
@@ -16,6 +18,8 @@ pub(super) enum Listing {
     Control,
     Guest(Arc<Guest>),
     Backup(Arc<View>),
+    /// A directory in an archive.
+    Archived(Arc<Archived>, NodeId),
 }
 
 /// One name of a listing, `.` and `..` aside, with what is known of it without asking.
@@ -70,11 +74,14 @@ impl Listing {
                 }),
                 None => None,
             },
+            // Its positions are those of the archive.
+            Self::Archived(..) => None,
             Self::Backup(view) => view.entries.get(position).map(|entry| Item {
                 name: &entry.name,
-                kind: FileKind::Regular,
+                kind: if entry.is_tree() { FileKind::Directory } else { FileKind::Regular },
                 node: node(entry.what.clone(), entry.version),
-                time: Some(view.backup.summary.time),
+                // Those of a container's top directory are in the archive.
+                time: (!entry.is_tree()).then_some(view.backup.summary.time),
                 size: entry.size,
                 allocated: entry.allocated(),
             }),

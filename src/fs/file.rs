@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::faults::Subject;
+use super::members::Archived;
+use crate::archive::NodeId;
 use crate::base::{Error, ErrorKind, GuestOffset, GuestRange, HostOffset, Result, Timestamp};
 use crate::disk::Disk;
 use crate::storage::{Storage, StoreFile};
@@ -36,6 +38,8 @@ pub(super) enum Content {
     Stored(StoreFile),
     /// Text made up by the mount.
     Text(Arc<str>),
+    /// A file in a container.
+    Member(Arc<Archived>, NodeId),
 }
 
 impl OpenFile {
@@ -50,6 +54,7 @@ impl OpenFile {
         let got = match &self.content {
             Content::Disk { disk, start } => disk.read_at(buf, start.saturating_add(at))?,
             Content::Stored(file) => file.read_at(buf, HostOffset(at))?,
+            Content::Member(archive, node) => archive.tree().read_at(*node, buf, at)?,
             Content::Text(text) => {
                 let from = crate::base::units::to_usize(at);
                 let text = text.as_bytes().get(from..).unwrap_or_default();
@@ -74,11 +79,20 @@ impl OpenFile {
         if at >= self.size {
             return Ok(None);
         }
-        let Content::Disk { disk, start } = &self.content else {
-            return Ok(Some(match whence {
-                Whence::Data => at,
-                Whence::Hole => self.size,
-            }));
+        let (disk, start) = match &self.content {
+            Content::Disk { disk, start } => (disk, start),
+            Content::Member(archive, node) => {
+                return match whence {
+                    Whence::Data => archive.tree().next_data(*node, at),
+                    Whence::Hole => archive.tree().next_hole(*node, at).map(Some),
+                };
+            }
+            Content::Stored(_) | Content::Text(_) => {
+                return Ok(Some(match whence {
+                    Whence::Data => at,
+                    Whence::Hole => self.size,
+                }));
+            }
         };
         let from = start.saturating_add(at);
         let found = match whence {

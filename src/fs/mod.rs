@@ -9,6 +9,7 @@ mod faults;
 mod file;
 mod handles;
 mod inode;
+mod members;
 mod nodes;
 mod readahead;
 mod status;

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::inode::Inode;
+use crate::archive::NodeId;
 use crate::base::{Error, ErrorKind, Result, Timestamp};
 
 /// What a node is, and its name among its siblings.
@@ -25,6 +26,11 @@ pub(super) enum What {
     Partition(Box<str>, u32),
     /// The text that says why the disk of that name cannot be read.
     Broken(Box<str>),
+    /// The directory that shows the archive of that name.
+    Archive(Box<str>),
+    /// An entry of an archive, whose directory is the node's parent, however deep in it the entry is: so all names of a
+    /// file lead to one node.
+    Member(NodeId),
     /// The directory `.annals`.
     Control,
     /// `status.json` in it.
@@ -51,6 +57,11 @@ impl What {
                 feed(&number.to_le_bytes());
             }
             Self::Broken(disk) => name(7, disk),
+            Self::Archive(archive) => name(10, archive),
+            Self::Member(id) => {
+                name(11, "");
+                feed(&id.0.to_le_bytes());
+            }
             Self::Control => name(8, ""),
             Self::Status => name(9, ""),
         }

@@ -1,6 +1,6 @@
 //! The tree: every question of a reader, answered from the catalog and the disks.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::sync::{Arc, PoisonError};
 
 use quick_cache::sync::Cache;
@@ -10,10 +10,12 @@ use super::dir::{Item, Listing};
 use super::faults::{Faults, Subject};
 use super::file::{Allocated, Content, OpenFile, Whence};
 use super::handles::Handles;
+use super::members::{Archived, Archives};
 use super::nodes::{Node, Nodes, ShortName, What};
 use super::status::{Seen, Status};
 use super::view::{Slot, Source, View, ViewEntry, disk_version, file_version};
 use super::{CONTROL_NAME, Handle, Inode, LATEST_NAME, STATUS_NAME};
+use crate::archive::ArchiveEnv;
 use crate::base::{Error, ErrorKind, GuestOffset, Result, Timestamp};
 use crate::catalog::{BackupName, Guest, GuestId, Store};
 use crate::disk::DiskEnv;
@@ -28,9 +30,10 @@ pub struct Tree {
     store: Store,
     env: Arc<DiskEnv>,
     ownership: Ownership,
-    nodes: Nodes,
-    handles: Handles,
+    pub(super) nodes: Nodes,
+    pub(super) handles: Handles,
     views: Cache<(GuestId, BackupName), Arc<Slot>>,
+    pub(super) archives: Archives,
     faults: Faults,
     seen: Seen,
 }
@@ -52,22 +55,22 @@ pub struct DirEntry<'a> {
     /// What it is.
     pub kind: FileKind,
     /// The name.
-    pub name: &'a str,
+    pub name: &'a OsStr,
     /// Where the listing goes on after it.
     pub next: u64,
 }
 
 /// What stands between the root and a node.
-struct Location {
-    node: Node,
+pub(super) struct Location {
+    pub(super) node: Node,
     guest: Option<GuestId>,
     backup: Option<String>,
 }
 
 impl Tree {
-    /// The tree of `store`, whose disks share `env`. Reads nothing.
+    /// The tree of `store`, whose disks share `env`, and whose containers `archives`. Reads nothing.
     #[must_use]
-    pub fn new(store: Store, env: Arc<DiskEnv>, ownership: Ownership) -> Self {
+    pub fn new(store: Store, env: Arc<DiskEnv>, archives: Arc<ArchiveEnv>, ownership: Ownership) -> Self {
         Self {
             store,
             env,
@@ -75,6 +78,7 @@ impl Tree {
             nodes: Nodes::new(),
             handles: Handles::default(),
             views: Cache::new(VIEWS_KEPT),
+            archives: Archives::new(archives),
             faults: Faults::new(),
             seen: Seen::default(),
         }
@@ -89,6 +93,9 @@ impl Tree {
     /// The entry `name` of the directory `parent`; must be [forgotten](Self::forget) once.
     pub fn lookup(&self, parent: Inode, name: &OsStr) -> Result<Entry> {
         let absent = || Error::new(ErrorKind::NotFound, format!("there is no {}", name.display()));
+        if let Some(dir) = self.archived(parent)? {
+            return self.lookup_archived(&dir, name)?.ok_or_else(absent);
+        }
         let name = name.to_str().ok_or_else(absent)?;
         let at = self.locate(parent)?;
         let (what, version) = match &at.node.what {
@@ -110,10 +117,14 @@ impl Tree {
                 let entry = view.find(name).ok_or_else(absent)?;
                 let node = Node { parent, what: entry.what.clone(), version: entry.version };
                 let inode = self.nodes.look_up(node)?;
+                if entry.is_tree() {
+                    return self.attributes(inode).inspect_err(|_| self.nodes.forget(inode, 1));
+                }
                 return Ok(self.file_entry(inode, view.backup.summary.time, entry.size, entry.allocated()));
             }
             What::Control | What::Latest | What::Status => return Err(absent()),
             What::File(_) | What::Disk(_) | What::Partition(..) | What::Broken(_) => return Err(absent()),
+            What::Archive(_) | What::Member(_) => return Err(absent()),
         };
         let node = Node { parent, what, version };
         let attributes = self.directory_attributes(&Location { node: node.clone(), ..at })?;
@@ -128,6 +139,9 @@ impl Tree {
 
     /// All attributes. For a disk this may go through its whole map, once.
     pub fn attributes(&self, inode: Inode) -> Result<Entry> {
+        if let Some(entry) = self.archived(inode)? {
+            return entry.entry(inode);
+        }
         let file = match self.handles.content(inode) {
             Some(open) => open,
             None => {
@@ -152,13 +166,16 @@ impl Tree {
     }
 
     /// Where a symlink leads.
-    pub fn read_link(&self, inode: Inode) -> Result<String> {
+    pub fn read_link(&self, inode: Inode) -> Result<OsString> {
+        if let Some(entry) = self.archived(inode)? {
+            return entry.read_link();
+        }
         let at = self.locate(inode)?;
         match at.node.what {
             What::Latest => {
                 let guest = self.guest(&at)?;
                 let latest = guest.latest().ok_or_else(|| none_left(&guest.id))?;
-                Ok(latest.name.to_string())
+                Ok(latest.name.to_string().into())
             }
             _ => Err(Error::new(ErrorKind::Usage, format!("inode {inode} is not a symlink"))),
         }
@@ -168,6 +185,10 @@ impl Tree {
     pub fn open(&self, inode: Inode) -> Result<Opened> {
         if let Some(open) = self.handles.content(inode) {
             return Ok(Opened { handle: self.handles.open_shared(inode, open), volatile: false });
+        }
+        if let Some(entry) = self.archived(inode)? {
+            let file = Arc::new(entry.open()?);
+            return Ok(Opened { handle: self.handles.open_shared(inode, file), volatile: false });
         }
         let at = self.locate(inode)?;
         match at.node.what {
@@ -180,9 +201,13 @@ impl Tree {
                 let file = self.open_entry(&at, &view, &entry)?;
                 Ok(Opened { handle: self.handles.open_shared(inode, file), volatile: false })
             }
-            What::Root | What::Control | What::Guest(_) | What::Latest | What::Backup(_) => {
-                Err(Error::new(ErrorKind::Usage, format!("inode {inode} is not a file")))
-            }
+            What::Root
+            | What::Control
+            | What::Guest(_)
+            | What::Latest
+            | What::Backup(_)
+            | What::Archive(_)
+            | What::Member(_) => Err(Error::new(ErrorKind::Usage, format!("inode {inode} is not a file"))),
         }
     }
 
@@ -209,6 +234,10 @@ impl Tree {
 
     /// Opens a directory for listing; must be [closed](Self::close_dir).
     pub fn open_dir(&self, inode: Inode) -> Result<Handle> {
+        if let Some(entry) = self.archived(inode)? {
+            entry.check_directory()?;
+            return Ok(self.handles.open_dir(inode));
+        }
         let node = self.nodes.get(inode)?;
         match node.what {
             What::Root | What::Control | What::Guest(_) | What::Backup(_) => Ok(self.handles.open_dir(inode)),
@@ -224,7 +253,10 @@ impl Tree {
             Place::Dot(entry) => Ok(emit(entry)),
             Place::Item(item, next) => {
                 let inode = self.nodes.number(&item.node)?;
-                Ok(emit(DirEntry { inode, kind: item.kind, name: item.name, next }))
+                Ok(emit(DirEntry { inode, kind: item.kind, name: OsStr::new(item.name), next }))
+            }
+            Place::Archived { node, kind, name, next, .. } => {
+                Ok(emit(DirEntry { inode: self.nodes.number(&node)?, kind, name, next }))
             }
         })
     }
@@ -243,7 +275,7 @@ impl Tree {
                 Ok(emit(entry, &Entry::incomplete(attributes)))
             }
             Place::Item(item, next) => {
-                let (name, kind) = (item.name, item.kind);
+                let (name, kind) = (OsStr::new(item.name), item.kind);
                 let entry = self.item_entry(item)?;
                 let inode = entry.attributes.inode;
                 let taken = emit(DirEntry { inode, kind, name, next }, &entry);
@@ -251,6 +283,18 @@ impl Tree {
                     self.nodes.forget(inode, 1);
                 }
                 Ok(taken)
+            }
+            Place::Archived { node, kind, name, next, archive } => {
+                let inode = self.nodes.look_up(node)?;
+                let entry = self.archived(inode).and_then(|found| match found {
+                    Some(found) => found.entry(inode),
+                    None => Err(Error::new(ErrorKind::Changed, format!("{} is closed", archive.name()))),
+                });
+                let taken = entry.map(|entry| emit(DirEntry { inode, kind, name, next }, &entry));
+                if !matches!(taken, Ok(true)) {
+                    self.nodes.forget(inode, 1);
+                }
+                taken
             }
         })
     }
@@ -274,10 +318,16 @@ impl Tree {
                 None => slot.insert(Arc::new(self.list(dir.inode)?)).clone(),
             }
         };
+        if let Listing::Archived(archive, node) = &*listing
+            && from >= FIRST_NAME
+        {
+            return archive.list(*node, from, visit);
+        }
         let mut position = from;
         while let Some(next) = position.checked_add(1) {
-            let dot = |inode, name| Place::Dot(DirEntry { inode, kind: FileKind::Directory, name, next });
-            let place = match position.checked_sub(2) {
+            let dot =
+                |inode, name| Place::Dot(DirEntry { inode, kind: FileKind::Directory, name: OsStr::new(name), next });
+            let place = match position.checked_sub(FIRST_NAME) {
                 None if position == 0 => dot(dir.inode, "."),
                 None => dot(self.nodes.get(dir.inode)?.parent, ".."),
                 Some(at) => match listing.item(dir.inode, crate::base::units::to_usize(at)) {
@@ -289,11 +339,17 @@ impl Tree {
                 break;
             }
             position = next;
+            if let (Listing::Archived(archive, node), FIRST_NAME) = (&*listing, position) {
+                return archive.list(*node, position, visit);
+            }
         }
         Ok(())
     }
 
     fn list(&self, inode: Inode) -> Result<Listing> {
+        if let Some(entry) = self.archived(inode)? {
+            return Ok(entry.listing());
+        }
         let at = self.locate(inode)?;
         match at.node.what {
             What::Root => Ok(Listing::Root(self.store.guests()?)),
@@ -313,7 +369,7 @@ impl Tree {
         Ok(match (item.time.is_some() && item.allocated.is_some(), item.kind) {
             (false, _) => Entry::incomplete(attributes),
             (true, FileKind::Regular) => Entry::fixed(attributes),
-            (true, FileKind::Directory | FileKind::Symlink) => Entry::changing(attributes),
+            (true, _) => Entry::changing(attributes),
         })
     }
 
@@ -342,14 +398,19 @@ impl Tree {
                 let backup = guest.find(&name).ok_or_else(|| no_backup(&guest.id, &name))?;
                 (FileKind::Directory, backup.time, 0)
             }
-            What::File(_) | What::Disk(_) | What::Partition(..) | What::Broken(_) => {
+            What::File(_)
+            | What::Disk(_)
+            | What::Partition(..)
+            | What::Broken(_)
+            | What::Archive(_)
+            | What::Member(_) => {
                 return Err(Error::new(ErrorKind::Usage, "a file of a backup is not a directory"));
             }
         };
         Ok(self.ownership.attributes(Inode::ROOT, kind, time, size, 0))
     }
 
-    fn locate(&self, inode: Inode) -> Result<Location> {
+    pub(super) fn locate(&self, inode: Inode) -> Result<Location> {
         if inode == Inode::ROOT {
             return Ok(Location { node: self.nodes.get(inode)?, guest: None, backup: None });
         }
@@ -406,13 +467,13 @@ impl Tree {
                 self.seen.no_backup(&guest.id, name);
             }
         })?;
-        let view = self.slot(&guest.id, name).get(&self.store, &backup);
+        let view = self.slot(&guest.id, name).get(&self.store, self.archives.env(), &backup);
         self.seen.view(&view);
         Ok(view)
     }
 
     /// What the view says now of a node that is a file; fails when it has other content by now.
-    fn entry(&self, at: &Location) -> Result<(Arc<View>, ViewEntry)> {
+    pub(super) fn entry(&self, at: &Location) -> Result<(Arc<View>, ViewEntry)> {
         let view = self.view(at)?;
         let entry = view.entry(&at.node.what).ok_or_else(|| Error::new(ErrorKind::NotFound, "it is gone"))?.clone();
         if entry.version != at.node.version {
@@ -425,7 +486,10 @@ impl Tree {
     fn open_entry(&self, at: &Location, view: &View, entry: &ViewEntry) -> Result<Arc<OpenFile>> {
         let backup = &view.backup;
         let (name, opened) = match &entry.source {
-            Source::Text(text) => (&*entry.name, Ok((Content::Text(text.clone()), entry.version))),
+            Source::Text(text) | Source::Note(text, ..) => {
+                (&*entry.name, Ok((Content::Text(text.clone()), entry.version)))
+            }
+            Source::Archive(..) => return Err(Error::new(ErrorKind::Usage, "a directory is not opened as a file")),
             Source::File(file) => {
                 let opened = self.store.open_file(backup, file);
                 (
@@ -501,12 +565,17 @@ impl Tree {
 }
 
 /// A step of a walk through a directory.
-enum Place<'a> {
+pub(super) enum Place<'a> {
     /// `.` or `..`.
     Dot(DirEntry<'a>),
     /// Anything else, and the position after it.
     Item(Item<'a>, u64),
+    /// A name in an archive.
+    Archived { archive: &'a Archived, node: Node, kind: FileKind, name: &'a OsStr, next: u64 },
 }
+
+/// The position after `.` and `..`.
+pub(super) const FIRST_NAME: u64 = 2;
 
 fn replaced(entry: &ViewEntry) -> Error {
     Error::new(ErrorKind::Changed, format!("'{}' has other content than when it was looked up", entry.name))

@@ -1,7 +1,7 @@
 //! What a backup's directory shows: its files, its disks and their partitions, and a text for each broken disk.
 //!
-//! A view is made when a backup is first looked into, and kept: it opens every chain and reads every partition table
-//! once. It holds no disk open.
+//! A view is made when a backup is first looked into, and kept: it opens every chain and archive and reads every partition
+//! table once. It holds no disk open.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::file::Allocated;
 use super::inode::Hash;
 use super::nodes::What;
+use crate::archive::{self, ArchiveEnv, ArchiveFormat};
 use crate::base::{Error, ErrorKind, GuestOffset, GuestRange};
 use crate::catalog::{Backup, BackupFile, DiskEntry, Store};
 use crate::disk::{Disk, PartitionTable, partitions};
@@ -28,10 +29,15 @@ pub(super) struct ViewEntry {
 }
 
 impl ViewEntry {
+    /// Whether it is a directory with a container in it.
+    pub(super) fn is_tree(&self) -> bool {
+        matches!(self.source, Source::Archive(..))
+    }
+
     /// Allocated bytes, where they are known without counting.
     pub(super) fn allocated(&self) -> Option<u64> {
         match self.source {
-            Source::File(_) | Source::Text(_) => Some(self.size),
+            Source::File(_) | Source::Text(_) | Source::Archive(..) | Source::Note(..) => Some(self.size),
             Source::Disk(..) => self.allocated.known(),
         }
     }
@@ -43,7 +49,21 @@ pub(super) enum Source {
     File(BackupFile),
     /// A disk (`None`) or the part of it.
     Disk(DiskEntry, Option<GuestRange>),
+    /// A container's archive, as a tree.
+    Archive(BackupFile, ArchiveTree),
     Text(Arc<str>),
+    /// What is wrong with a file that has this version.
+    Note(Arc<str>, BackupFile, u64),
+}
+
+/// An archive that is open.
+#[derive(Clone)]
+pub(super) struct ArchiveTree(pub(super) Arc<dyn archive::Tree>);
+
+impl std::fmt::Debug for ArchiveTree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ArchiveTree")
+    }
 }
 
 /// A backup's directory.
@@ -54,6 +74,8 @@ pub(super) struct View {
     pub(super) entries: Vec<ViewEntry>,
 }
 
+/// The directory that shows a container.
+const ARCHIVE_NAME: &str = "root";
 /// How long a view is used without asking whether the files behind it are the same. The catalog, which is asked, looks
 /// at them once a second; that second, this time and the one for which the kernel believes a name stay below two.
 const RECHECK: Duration = Duration::from_millis(250);
@@ -72,7 +94,9 @@ impl View {
     /// The disks that cannot be read, and why.
     pub(super) fn broken(&self) -> impl Iterator<Item = (&str, &str)> {
         self.entries.iter().filter_map(|entry| match (&entry.what, &entry.source) {
-            (What::Broken(disk), Source::Text(text)) => Some((&**disk, text.lines().next().unwrap_or_default())),
+            (What::Broken(disk), Source::Text(text) | Source::Note(text, ..)) => {
+                Some((&**disk, text.lines().next().unwrap_or_default()))
+            }
             _ => None,
         })
     }
@@ -85,13 +109,18 @@ impl View {
             Source::Disk(disk, None) => store.disk(&self.backup, disk).is_ok_and(|d| disk_version(&d) == entry.version),
             // As its disk is.
             Source::Disk(_, Some(_)) => true,
-            Source::File(file) => stored_file(store, &self.backup, file).is_some_and(|now| now.1 == entry.version),
+            Source::File(file) | Source::Archive(file, _) => {
+                stored_file(store, &self.backup, file).is_some_and(|now| now.1 == entry.version)
+            }
+            Source::Note(_, file, version) => {
+                stored_file(store, &self.backup, file).is_some_and(|now| now.1 == *version)
+            }
             Source::Text(_) => false,
         })
     }
 
     /// Looks at every disk and file of `backup`. What is known from `old` about the same content is kept.
-    fn make(store: &Store, backup: &Arc<Backup>, old: Option<&Self>) -> Self {
+    fn make(store: &Store, archives: &Arc<ArchiveEnv>, backup: &Arc<Backup>, old: Option<&Self>) -> Self {
         let mut names = Names { entries: BTreeMap::new(), old, backup };
         let mut parts = Vec::new();
         for entry in &backup.disks {
@@ -117,6 +146,9 @@ impl View {
         // Whole disks and files of the backup keep their names against partitions.
         for file in &backup.files {
             let Some((size, version)) = stored_file(store, backup, file) else { continue };
+            if names.add_archive(store, archives, file, version) {
+                continue;
+            }
             let what = What::File(file.name.as_str().into());
             names.add(file.name.clone(), what, size, version, Source::File(file.clone()));
         }
@@ -162,6 +194,51 @@ impl Names<'_> {
         let known = self.old.and_then(|old| old.find(&name)).filter(|old| old.version == version && old.what == what);
         let allocated = known.map(|old| old.allocated.clone()).unwrap_or_default();
         self.entries.insert(name.clone(), ViewEntry { name, what, size, version, source, allocated });
+    }
+
+    /// Shows `file` as a tree if that is what it is; `false` where it is to be shown as it is.
+    ///
+    /// An archive of which a part is missing has a text beside its tree, one that cannot be opened has the text alone.
+    fn add_archive(&mut self, store: &Store, archives: &Arc<ArchiveEnv>, file: &BackupFile, version: u64) -> bool {
+        let Some(format) = ArchiveFormat::of_name(&file.name).filter(|_| !self.entries.contains_key(ARCHIVE_NAME))
+        else {
+            return false;
+        };
+        let what = What::Archive(file.name.as_str().into());
+        let opened = match self.known_archive(&what, version) {
+            Some(tree) => Ok(tree),
+            None => store.open_file(self.backup, file).and_then(|open| {
+                let name = format!("{}/{}/{}", self.backup.guest, self.backup.summary.name, file.name);
+                archive::open(&name, Arc::new(open), format, archives)
+            }),
+        };
+        let broken = match &opened {
+            Ok(tree) => tree.broken().map(|report| format!("{} is not shown as a whole:\n{report}\n", file.name)),
+            Err(error) => Some(format!("{} cannot be shown: {}\n", file.name, error.report())),
+        };
+        if let Some(text) = broken {
+            let (size, version_of_text) = (text.len() as u64, text_version(&text));
+            let source = match &opened {
+                // Reading may work again; what the bytes are stays as it is as long as the file does.
+                Err(error) if error.kind() == ErrorKind::Io => Source::Text(text.into()),
+                _ => Source::Note(text.into(), file.clone(), version),
+            };
+            let what = What::Broken(file.name.as_str().into());
+            self.add(format!("{}.broken", file.name), what, size, version_of_text, source);
+        }
+        if let Ok(tree) = opened {
+            self.add(ARCHIVE_NAME.to_owned(), what, 0, version, Source::Archive(file.clone(), ArchiveTree(tree)));
+        }
+        true
+    }
+
+    /// The archive that the old view has open, if it is the same.
+    fn known_archive(&self, what: &What, version: u64) -> Option<Arc<dyn archive::Tree>> {
+        let entry = self.old?.entry(what).filter(|entry| entry.version == version)?;
+        match &entry.source {
+            Source::Archive(_, tree) => Some(tree.0.clone()),
+            _ => None,
+        }
     }
 
     /// The partitions that the old view found in the same disk.
@@ -245,7 +322,7 @@ struct State {
 
 impl Slot {
     /// The view of `backup`, made anew when it no longer holds.
-    pub(super) fn get(&self, store: &Store, backup: &Arc<Backup>) -> Arc<View> {
+    pub(super) fn get(&self, store: &Store, archives: &Arc<ArchiveEnv>, backup: &Arc<Backup>) -> Arc<View> {
         // A panic while making leaves the old view, which the next caller checks again.
         let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // The time before the look: what changes during it is seen by the next one.
@@ -259,7 +336,7 @@ impl Slot {
                 return state.view.clone();
             }
         }
-        let view = Arc::new(View::make(store, backup, slot.as_ref().map(|state| &*state.view)));
+        let view = Arc::new(View::make(store, archives, backup, slot.as_ref().map(|state| &*state.view)));
         *slot = Some(State { view: view.clone(), checked: now });
         view
     }

@@ -16,7 +16,7 @@ use fuser::{
 
 use super::errno::{errno, read_errno};
 use crate::base::units::to_usize;
-use crate::base::{Error, ErrorKind, Result};
+use crate::base::{Error, ErrorKind, FileTime, Result};
 use crate::fs::{Attributes, Entry, FileKind, Handle, Inode, Tree, Whence};
 
 /// How many read-ahead requests the kernel may have under way at once.
@@ -67,28 +67,55 @@ fn file_type(kind: FileKind) -> FileType {
         FileKind::Directory => FileType::Directory,
         FileKind::Regular => FileType::RegularFile,
         FileKind::Symlink => FileType::Symlink,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
     }
 }
 
 fn file_attr(attributes: &Attributes) -> FileAttr {
-    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(attributes.time.epoch().unsigned_abs());
     FileAttr {
         ino: INodeNo(attributes.inode.raw()),
         size: attributes.size,
         blocks: attributes.blocks,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
+        atime: system_time(attributes.atime),
+        mtime: system_time(attributes.mtime),
+        ctime: system_time(attributes.ctime),
+        crtime: SystemTime::UNIX_EPOCH,
         kind: file_type(attributes.kind),
         perm: attributes.permissions,
-        // For a directory this says that its subdirectories were not counted.
-        nlink: 1,
+        nlink: attributes.links,
         uid: attributes.uid,
         gid: attributes.gid,
-        rdev: 0,
+        rdev: device_number(attributes.device),
         blksize: 4096,
         flags: 0,
+    }
+}
+
+/// A time as the library takes it; one that it cannot hold as the start of all time.
+fn system_time(time: FileTime) -> SystemTime {
+    let whole = Duration::from_secs(time.seconds.unsigned_abs());
+    let second = if time.seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(whole)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(whole)
+    };
+    second.and_then(|at| at.checked_add(Duration::from_nanos(time.nanos.into()))).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Major and minor number in the 32 bits that the kernel takes: 12 bits of the one between 8 and 12 of the other.
+fn device_number((major, minor): (u32, u32)) -> u32 {
+    minor & 0xff | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
+}
+
+/// Answers a question for an extended attribute or for their names: with the length where that is asked for.
+fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
     }
 }
 
@@ -135,7 +162,7 @@ impl Filesystem for Bridge {
 
     fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
         match self.ask(|tree| tree.read_link(node(inode))) {
-            Ok(target) => reply.data(target.as_bytes()),
+            Ok(target) => reply.data(target.as_encoded_bytes()),
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -255,16 +282,23 @@ impl Filesystem for Bridge {
         }
     }
 
-    // ENOSYS makes the kernel answer these itself from now on: extended attributes with EOPNOTSUPP, access by the
-    // permissions shown, the rest as if it had succeeded.
-
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.ask(|tree| tree.xattr(node(inode), name)) {
+            Ok(Some(value)) => reply_xattr(reply, size, &value),
+            Ok(None) => reply.error(Errno::NO_XATTR),
+            Err(error) => reply.error(errno(&error)),
+        }
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.ask(|tree| tree.xattr_names(node(inode))) {
+            Ok(names) => reply_xattr(reply, size, &names),
+            Err(error) => reply.error(errno(&error)),
+        }
     }
+
+    // ENOSYS makes the kernel answer these itself from now on: access by the permissions shown, the rest as if it had
+    // succeeded.
 
     fn access(&self, _: &Request, _: INodeNo, _: fuser::AccessFlags, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);

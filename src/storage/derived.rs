@@ -20,16 +20,14 @@ const LIMIT: u64 = 4 << 30;
 const SUFFIX: &str = ".annals-cache";
 
 impl DerivedDir {
-    /// The directory of the user who runs this: `/var/cache/annals` for root, else `annals` in `$XDG_CACHE_HOME` or in
-    /// `~/.cache`. `None` where there is no home.
+    /// The directory of the user who runs this: `annals` in `$XDG_CACHE_HOME`; where that is not set `/var/cache/annals` for root,
+    /// and for others `annals` in `~/.cache`. `None` where there is no home.
     #[must_use]
     pub fn usual_path() -> Option<PathBuf> {
-        if rustix::process::geteuid().is_root() {
-            return Some(PathBuf::from("/var/cache/annals"));
-        }
         let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
-        Some(base.join("annals"))
+        let root = || rustix::process::geteuid().is_root().then(|| PathBuf::from("/var/cache"));
+        let home = || absolute("HOME").map(|home| home.join(".cache"));
+        Some(absolute("XDG_CACHE_HOME").or_else(root).or_else(home)?.join("annals"))
     }
 
     /// Opens the directory `path`, made if need be, for this user alone.

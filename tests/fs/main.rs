@@ -12,6 +12,7 @@ mod random;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use annals::archive::ArchiveEnv;
 use annals::base::{ErrorKind, Result};
 use annals::catalog::Store;
 use annals::disk::DiskEnv;
@@ -46,7 +47,8 @@ impl Scratch {
 
     pub(crate) fn tree(&self) -> Tree {
         let env = DiskEnv::new(0);
-        Tree::new(Store::open(self.path(), env.clone()).unwrap(), env, Ownership::default())
+        let archives = ArchiveEnv::new(env.block_cache().clone(), None);
+        Tree::new(Store::open(self.path(), env.clone()).unwrap(), env, archives, Ownership::default())
     }
 }
 
@@ -96,7 +98,7 @@ pub(crate) fn list(tree: &Tree, dir: Inode) -> Result<Vec<String>> {
     let handle = tree.open_dir(dir)?;
     let mut names = Vec::new();
     let listed = tree.read_dir(handle, 0, |entry| {
-        names.push(entry.name.to_owned());
+        names.push(entry.name.to_str().unwrap().to_owned());
         true
     });
     tree.close_dir(handle);

@@ -65,7 +65,7 @@ fn compare(tree: &Tree, model: &Model) {
         match names.last().cloned() {
             Some(newest) => {
                 let link = find(tree, &format!("{guest}/latest")).unwrap().attributes.inode;
-                assert_eq!(tree.read_link(link).unwrap(), newest);
+                assert_eq!(tree.read_link(link).unwrap(), *newest);
                 names.push("latest".to_owned());
             }
             None => assert!(find(tree, &format!("{guest}/latest")).is_err()),

@@ -9,6 +9,7 @@ mod support;
 
 mod access;
 mod changes;
+mod containers;
 mod cost;
 mod ending;
 mod holes;

@@ -9,4 +9,3 @@ mod support;
 mod partitions;
 mod squashfs;
 mod tar;
-mod trees;

@@ -9,7 +9,9 @@ use annals::base::ErrorKind;
 use annals::storage::{BlockCache, FilePool, Gate, RelPath};
 
 use crate::support::tools::{command, have, run};
-use crate::trees::{Sample, assert_same, have_root, in_archive, make_sample, names_in, on_disk, pseudo_random};
+use crate::support::trees::{
+    Sample, assert_same, have_root, in_archive, make_sample, names_in, on_disk, pseudo_random,
+};
 
 struct Work {
     dir: tempfile::TempDir,
@@ -120,7 +122,7 @@ fn holes_are_those_of_the_tree_in_units_of_a_block() {
     // The file system's blocks.
     work.pack("image", "-comp zstd -b 4096 -no-xattrs");
     let (ours, tree) = (in_archive(&*work.opened("image", 8 << 20)), on_disk(&work.path("tree")));
-    let holes = |listing: &crate::trees::Listing, name: &str| listing[Path::new(name)].data.clone();
+    let holes = |listing: &crate::support::trees::Listing, name: &str| listing[Path::new(name)].data.clone();
     for name in ["var/hole", "var/hole at end", "var/hole at start", "var/many holes", "var/huge", "home/large"] {
         assert_eq!(holes(&ours, name), holes(&tree, name), "{name}");
     }

@@ -7,7 +7,7 @@ use annals::archive::{ArchiveEnv, ArchiveFormat, Tree, open};
 use annals::storage::{BlockCache, DerivedDir, FilePool, Gate, RelPath};
 
 use crate::support::tools::{command, feed, have, run};
-use crate::trees::{Sample, assert_same, have_root, in_archive, make_sample, on_disk};
+use crate::support::trees::{Sample, assert_same, have_root, in_archive, make_sample, on_disk};
 
 struct Work {
     dir: tempfile::TempDir,

@@ -12,3 +12,4 @@ pub(crate) mod needs;
 pub(crate) mod random;
 pub(crate) mod stores;
 pub(crate) mod tools;
+pub(crate) mod trees;

@@ -188,7 +188,8 @@ impl Drop for Mounted {
 /// The program on a store.
 pub(crate) fn annals(store: &Path) -> std::process::Command {
     let mut annals = command(ANNALS);
-    annals.arg("--store").arg(store);
+    // Indexes of archives are kept beside the store, to go with it.
+    annals.arg("--store").arg(store).env("XDG_CACHE_HOME", store.with_extension("cache"));
     annals
 }
 
