@@ -1,7 +1,7 @@
 //! Layer 3: container archives as trees. What an archive holds, found and read without unpacking it.
 //!
 //! [`Tree`] is what whoever shows an archive sees, whatever its format; [`open`] makes one. A tar archive is gone through
-//! once for its [index], which is kept in the cache directory.
+//! once for its index, which is kept in the cache directory.
 
 mod ahead;
 mod decompress;
