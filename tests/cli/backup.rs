@@ -1,0 +1,109 @@
+//! `backup vm` as a person or a script uses it.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::backups;
+use crate::support::random::Random;
+use crate::support::stores::TestStore;
+
+/// A store, a raw disk beside it and the option that names that.
+fn stage() -> (TestStore, tempfile::TempDir, String) {
+    let (store, dir) = (TestStore::new(), tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("disk"), Random::new(1).bytes(1 << 20)).unwrap();
+    let disk = format!("--disk=drive-scsi0={}", dir.path().join("disk").display());
+    (store, dir, disk)
+}
+
+#[test]
+fn a_backup_is_made_and_listed_and_its_events_are_lines_of_json() {
+    let (store, dir, disk) = stage();
+    fs::write(dir.path().join("conf"), "memory: 512\n").unwrap();
+    let config = format!("--config={}", dir.path().join("conf").display());
+    let ran =
+        store.annals(&["backup", "vm", "100", &disk, &config, "--compress", "zstd:1", "--checkpoint", "cp0", "--json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let events: Vec<Value> = ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let named = |name: &str| events.iter().find(|event| event["event"] == name).unwrap_or_else(|| panic!("no {name}"));
+    assert_eq!(named("planned")["kind"], "full");
+    assert_eq!(named("disk-done")["blake3"].as_str().unwrap().len(), 64);
+    let published = named("published")["backup"].as_str().unwrap().to_owned();
+    assert_eq!(backups(&store, "100"), [published.trim_start_matches("qemu-")]);
+    assert_eq!(
+        fs::read_to_string(store.path().join("100").join(&published).join("guest.conf")).unwrap(),
+        "memory: 512\n"
+    );
+
+    let ran = store.annals(&["backup", "vm", "100", &disk]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("drive-scsi0  full"), "{}", ran.stdout);
+    assert!(ran.stderr.contains("because no bitmap was named"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_and_the_reason_and_makes_nothing() {
+    let (store, _dir, disk) = stage();
+    let ran = store.annals(&["backup", "vm", "100", &disk, "--dry-run"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("full") && ran.stdout.contains("no bitmap was named"), "{}", ran.stdout);
+    let plan = store.annals(&["backup", "vm", "100", &disk, "--dry-run", "--json"]).json();
+    assert_eq!(plan["disks"][0]["read"], 1 << 20);
+    assert!(!store.path().join("100").exists());
+}
+
+#[test]
+fn wrong_words_end_with_2_and_a_source_that_is_not_there_with_1_and_neither_leaves_anything() {
+    let (store, _dir, disk) = stage();
+    for args in [
+        vec!["backup", "vm", "100"],
+        vec!["backup", "vm", "../x", &disk],
+        vec!["backup", "vm", "100", "--disk", "nothing"],
+        vec!["backup", "vm", "100", "--disk", "a=nbd://h/x,foo=1"],
+        vec!["backup", "vm", "100", &disk, "--compress", "gzip"],
+        vec!["backup", "vm", "100", &disk, "--bwlimit", "fast"],
+        vec!["backup", "vm", "100", &disk, "--attach", "backup.json=/etc/hostname"],
+        vec!["backup", "vm", "100", &disk, "--discard-source"],
+        vec!["backup", "vm", "100", &disk, &disk],
+    ] {
+        assert_eq!(store.annals(&args).code, Some(2), "{args:?}");
+    }
+    for source in ["/nonexistent", "nbd+unix:///x?socket=/nonexistent/nbd.sock"] {
+        let ran = store.annals(&["backup", "vm", "100", "--disk", &format!("d={source}")]);
+        assert_eq!(ran.code, Some(1), "{source}: {}", ran.stderr);
+        assert!(ran.stderr.contains("disk d"), "{}", ran.stderr);
+    }
+    assert!(!store.path().join("100").exists());
+}
+
+#[test]
+fn a_signal_ends_a_run_in_order_with_its_log_and_nothing_else_left() {
+    let (store, _dir, disk) = stage();
+    assert_eq!(store.annals(&["backup", "vm", "100", &disk]).code, Some(0));
+    let had = backups(&store, "100");
+    let child = Command::new(env!("CARGO_BIN_EXE_annals"))
+        .args(["backup", "vm", "100", &disk, "--bwlimit", "64K"])
+        .env("ANNALS_STORE", store.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let guest = store.path().join("100");
+    let names = || -> Vec<String> {
+        fs::read_dir(&guest).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    while !names().iter().any(|name| name.starts_with(".partial-")) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted"));
+    assert_eq!(backups(&store, "100"), had);
+    assert!(!names().iter().any(|name| name.starts_with(".partial-")), "{:?}", names());
+    let failed = names().into_iter().find(|name| name.ends_with(".failed")).unwrap();
+    assert!(fs::read_to_string(guest.join(failed).join("backup.log")).unwrap().contains("interrupted"));
+}
