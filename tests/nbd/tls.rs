@@ -32,7 +32,8 @@ fn certificate(directory: &Path, name: &str, authority: Option<&str>, extensions
 pub(crate) fn certificates(directory: &Path) {
     std::fs::create_dir_all(directory).unwrap();
     certificate(directory, "ca", None, "keyUsage=critical,keyCertSign,cRLSign");
-    let end = "basicConstraints=critical,CA:FALSE;keyUsage=critical,digitalSignature";
+    // QEMU asks a server's certificate for key encipherment, from version 10 on also where its key could not do it.
+    let end = "basicConstraints=critical,CA:FALSE;keyUsage=critical,digitalSignature,keyEncipherment";
     let names = "subjectAltName=DNS:localhost,IP:127.0.0.1";
     certificate(directory, "server", Some("ca"), &format!("{end};extendedKeyUsage=serverAuth;{names}"));
     certificate(directory, "client", Some("ca"), &format!("{end};extendedKeyUsage=clientAuth"));
