@@ -38,8 +38,7 @@ impl Chain {
                 std::fs::remove_file(store.join("base")).unwrap();
                 continue;
             }
-            let below = format!("../qemu-{}/drive-scsi0.qcow2", name_of(depth - 1));
-            run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &below, image]);
+            run("qemu-img", &["create", "-q", "-f", "qcow2", image, &scale.disk.to_string()]);
             let writes = (clusters / if depth <= 100 { 100 } else { 1000 }).max(1);
             let commands: String = (0..writes)
                 .map(|_| {
@@ -47,6 +46,10 @@ impl Chain {
                 })
                 .collect();
             feed("qemu-io", &["-f", "qcow2", image], &commands);
+            // Only now: QEMU opens the whole chain for a write, and beyond some 140 layers it cannot, because it strings
+            // the relative names of all of them together into one path.
+            let below = format!("../qemu-{}/drive-scsi0.qcow2", name_of(depth - 1));
+            run("qemu-img", &["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &below, image]);
         }
         chain
     }
