@@ -84,6 +84,14 @@ fn now() -> Timestamp {
     seconds.and_then(Timestamp::from_epoch).unwrap_or(Timestamp::EPOCH)
 }
 
+/// Names in a store are anybody's: none of them may begin a line of its own, or speak to a terminal.
+fn one_line(line: &[u8]) -> Vec<u8> {
+    let text = line.strip_suffix(b"\n").unwrap_or(line);
+    let mut plain: Vec<u8> = text.iter().map(|byte| if byte.is_ascii_control() { b'?' } else { *byte }).collect();
+    plain.push(b'\n');
+    plain
+}
+
 static TARGET: Mutex<Target> = Mutex::new(Target::Stderr);
 
 /// Sends all further lines to `target`.
@@ -91,12 +99,20 @@ pub(super) fn redirect(target: Target) {
     *TARGET.lock().unwrap_or_else(PoisonError::into_inner) = target;
 }
 
-/// One line on its way to the target of the moment.
-struct Line(Level);
+/// One line on its way to the target of the moment; `plain` where it has no colours that must be kept.
+struct Line {
+    level: Level,
+    plain: bool,
+}
 
 impl Write for Line {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        TARGET.lock().unwrap_or_else(PoisonError::into_inner).write(self.0, line)?;
+        let mut target = TARGET.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.plain {
+            target.write(self.level, &one_line(line))?;
+        } else {
+            target.write(self.level, line)?;
+        }
         Ok(line.len())
     }
 
@@ -105,17 +121,19 @@ impl Write for Line {
     }
 }
 
-struct Lines;
+struct Lines {
+    plain: bool,
+}
 
 impl<'a> MakeWriter<'a> for Lines {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
-        Line(Level::INFO)
+        Line { level: Level::INFO, plain: self.plain }
     }
 
     fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Line {
-        Line(*meta.level())
+        Line { level: *meta.level(), plain: self.plain }
     }
 }
 
@@ -129,11 +147,12 @@ pub(super) fn start(verbose: u8, plain: bool) {
         _ => "trace",
     };
     let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new(level));
+    let coloured = !plain && super::output::colour_wanted(&io::stderr());
     // A second start, as tests in one process would do, leaves the first in place.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(Lines)
-        .with_ansi(!plain && super::output::colour_wanted(&io::stderr()))
+        .with_writer(Lines { plain: !coloured })
+        .with_ansi(coloured)
         .without_time()
         .with_target(false)
         .try_init();
@@ -148,6 +167,12 @@ mod tests {
         let message = String::from_utf8(syslog_message(Level::ERROR, b"ERROR read failed\n")).unwrap();
         assert_eq!(message, format!("<27>annals[{}]: ERROR read failed", std::process::id()));
         assert!(syslog_message(Level::WARN, b"x").starts_with(b"<28>"));
+    }
+
+    #[test]
+    fn a_name_cannot_begin_a_line_of_its_own() {
+        assert_eq!(one_line(b"guest a\nERROR b\x1b[2J: bad\n"), b"guest a?ERROR b?[2J: bad\n");
+        assert_eq!(one_line(b""), b"\n");
     }
 
     #[test]

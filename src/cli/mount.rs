@@ -7,7 +7,7 @@ mod background;
 mod options;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -115,24 +115,27 @@ impl Plan {
         };
         // In the background nobody sees standard error.
         std::panic::set_hook(Box::new(|panic| tracing::error!("a bug: {panic}")));
-        // Before there is anything to unmount: a signal from now on is one to the mount.
-        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| Error::io("cannot receive signals", e))?;
+        let mount = Arc::new(Mutex::new(None));
+        watch_signals(Arc::clone(&mount))?;
         let env = DiskEnv::new(self.cache_size);
         let store = Store::open(&self.store, Arc::clone(&env))?;
         fuse::check_mountpoint(&self.mountpoint, self.options.non_empty)?;
         let archives = ArchiveEnv::new(env.block_cache().clone(), derived_dir());
         let tree = Tree::new(store, env, archives, self.options.ownership);
-        let running = fuse::mount(
-            tree,
-            &SessionOptions {
-                mountpoint: self.mountpoint.clone(),
-                access: self.options.access,
-                // What is in containers has permissions of its own.
-                check_permissions: !self.options.ownership.is_open() || self.options.access == fuse::Access::Everyone,
-                no_exec: self.options.no_exec,
-            },
-        )?;
-        unmount_on_signal(signals, running.unmounter())?;
+        let session = SessionOptions {
+            mountpoint: self.mountpoint.clone(),
+            access: self.options.access,
+            // What is in containers has permissions of its own.
+            check_permissions: !self.options.ownership.is_open() || self.options.access == fuse::Access::Everyone,
+            no_exec: self.options.no_exec,
+        };
+        let running = {
+            // A signal that comes while it is being mounted waits until there is something to unmount.
+            let mut unmounter = lock(&mount);
+            let running = fuse::mount(tree, &session)?;
+            *unmounter = Some(running.unmounter());
+            running
+        };
         if for_parent {
             if matches!(target, Some(Target::Nowhere)) {
                 tracing::warn!(
@@ -151,38 +154,38 @@ impl Plan {
     }
 }
 
-/// Unmounts at the first signal and ends the process at the second.
-fn unmount_on_signal(mut signals: Signals, unmounter: Unmounter) -> Result<()> {
+/// What a signal unmounts; nothing before it is mounted.
+type Mount = Arc<Mutex<Option<Unmounter>>>;
+
+fn lock(mount: &Mutex<Option<Unmounter>>) -> MutexGuard<'_, Option<Unmounter>> {
+    mount.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has the first signal unmount, and the second end the process; before there is a mount the first does.
+fn watch_signals(mount: Mount) -> Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| Error::io("cannot receive signals", e))?;
     let watch = move || {
         let mut asked = false;
         for signal in signals.forever() {
-            if asked {
-                tracing::warn!(
-                    "signal {signal} for the second time: whoever still has a file of the mount open gets errors"
-                );
+            let unmounter = lock(&mount).clone();
+            let Some(unmounter) = unmounter.filter(|_| !asked) else {
+                if asked {
+                    tracing::warn!("a second signal, {signal}: whoever still has a file of the mount open gets errors");
+                }
                 std::process::exit(i32::from(exit::FAILED));
-            }
+            };
+            asked = true;
             match unmounter.unmount() {
-                Ok(Unmounted::Gone) => asked = true,
-                Ok(Unmounted::InUse) => {
-                    asked = true;
-                    tracing::warn!(
-                        "the mount is out of sight and served on until its last file is closed; a second signal ends it at once"
-                    );
-                }
-                Ok(Unmounted::NotOurs) => asked = true,
-                Err(e) => {
-                    asked = true;
-                    tracing::error!("cannot unmount: {}", e.report());
-                }
+                Ok(Unmounted::Gone | Unmounted::NotOurs) => {}
+                Ok(Unmounted::InUse) => tracing::warn!(
+                    "the mount is out of sight and served on until its last file is closed; a second signal ends it at once"
+                ),
+                Err(e) => tracing::error!("cannot unmount: {}", e.report()),
             }
         }
     };
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(watch)
-        .map(drop)
-        .map_err(|e| Error::io("cannot start a thread", e))
+    let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(watch);
+    thread.map(drop).map_err(|e| Error::io("cannot start a thread", e))
 }
 
 /// Where indexes of archives are kept from one mount to the next.

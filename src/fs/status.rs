@@ -23,7 +23,10 @@ pub(super) struct Status {
     pub(super) store: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) uuid: Option<Uuid>,
-    pub(super) guests: usize,
+    /// Why the store cannot be listed just now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) store_error: Option<String>,
+    pub(super) guests: Option<usize>,
     pub(super) guests_seen: usize,
     pub(super) backups_seen: usize,
     pub(super) broken: Vec<BrokenDisk>,

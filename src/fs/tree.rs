@@ -381,8 +381,8 @@ impl Tree {
     /// The attributes of everything that is not a file of a backup, but for its number.
     fn directory_attributes(&self, at: &Location) -> Result<Attributes> {
         let (kind, time, size) = match &at.node.what {
-            What::Root | What::Control => (FileKind::Directory, self.store.modified()?, 0),
-            What::Status => (FileKind::Regular, self.store.modified()?, 0),
+            What::Root | What::Control => (FileKind::Directory, self.store_time(), 0),
+            What::Status => (FileKind::Regular, self.store_time(), 0),
             What::Guest(id) => {
                 let guest = self.guest_of_id(&id.parse()?)?;
                 (FileKind::Directory, guest.latest().map_or(Timestamp::EPOCH, |latest| latest.time), 0)
@@ -408,6 +408,11 @@ impl Tree {
             }
         };
         Ok(self.ownership.attributes(Inode::ROOT, kind, time, size, 0))
+    }
+
+    /// The time of the store's directory. The mount can be looked at, and unmounted, also when the store is out of reach.
+    fn store_time(&self) -> Timestamp {
+        self.store.modified().unwrap_or(Timestamp::EPOCH)
     }
 
     pub(super) fn locate(&self, inode: Inode) -> Result<Location> {
@@ -534,13 +539,15 @@ impl Tree {
     fn status_file(&self) -> Result<Arc<OpenFile>> {
         let (guests_seen, backups_seen, broken) = self.seen.summary();
         let (failed_reads, recent_failed_reads) = self.faults.recent();
+        let guests = self.store.guests();
         let status = Status {
             version: 1,
             annals: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             store: self.store.path().to_owned(),
             uuid: self.store.uuid(),
-            guests: self.store.guests()?.len(),
+            store_error: guests.as_ref().err().map(Error::report),
+            guests: guests.ok().map(|guests| guests.len()),
             guests_seen,
             backups_seen,
             broken,

@@ -13,20 +13,20 @@ use crate::base::{Error, ErrorKind, Result};
 /// The program by which users without privileges mount and unmount.
 pub(super) const FUSERMOUNT: &str = "fusermount3";
 
-/// The absolute path of a mountpoint, also of one whose daemon is gone, and of which nothing can be asked.
+/// The absolute path of a mountpoint, also of one that answers nothing, because its daemon is gone or its store is.
 pub fn resolve(path: &Path) -> Result<PathBuf> {
     let failed = |e| Error::io(format!("cannot find '{}'", path.display()), e);
     match path.canonicalize() {
         Ok(path) => Ok(path),
-        // Its last name is a dead mount: what stands before it can be asked.
-        Err(e) if is_stale(&e) => {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Err(failed(e)),
+        // What stands before its last name can be asked.
+        Err(e) => {
             let absolute = std::path::absolute(path).map_err(failed)?;
             match (absolute.parent(), absolute.file_name()) {
                 (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(failed)?.join(name)),
                 _ => Err(failed(e)),
             }
         }
-        Err(e) => Err(failed(e)),
     }
 }
 

@@ -88,6 +88,8 @@ fn others_get_in_when_they_are_let_in_and_no_further_than_the_permissions_say() 
     let reads = |options: &[&str], uid| can_read(uid, &Mounted::with(&store.path(), options).path(file));
     assert!(reads(&[], 0) && !reads(&[], 1234));
     assert!(reads(&["-o", "allow_other"], 1234));
+    let after_root = Mounted::with(&store.path(), &["-o", "allow_root"]);
+    assert!(can_read(0, &after_root.path(file)) && !can_read(1234, &after_root.path(file)), "what root has looked up");
     assert!(!reads(&["-o", "allow_root"], 1234), "allow_root lets in root alone");
     assert!(!reads(&["-o", "allow_other,umask=077"], 1234), "others may not read what umask takes away");
     assert!(reads(&["-o", "allow_other,umask=077,uid=1234"], 1234), "the owner may");

@@ -191,3 +191,68 @@ fn the_status_is_made_anew_for_each_reader() {
     within(Duration::from_secs(2), "the file is closed", || mounted.status()["open_files"] == 0);
     assert_eq!(fs::metadata(mounted.path(".annals/status.json")).unwrap().len(), 0);
 }
+
+/// Makes a disk of which one cluster cannot be read; returns the chain's offset of it.
+fn store_with_a_bad_cluster() -> (Store, u64) {
+    let store = Store::new();
+    let image = store.backup("100", OLD).join("disk.qcow2");
+    succeed(command("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("4M"));
+    write(&image, &[(0, 4 << 20, Some(5))]);
+    break_entry(&image, 2 << 20);
+    (store, 2 << 20)
+}
+
+/// In a mount namespace of its own, whose /dev has what a mount needs and the test's own log.
+const LOGGED_BY_THE_SYSTEM: &str = r#"
+mknod -m 0666 "$DEV/null" c 1 3 && mknod -m 0666 "$DEV/fuse" c 10 229 && mount --bind "$DEV" /dev || exit 9
+"$ANNALS" --store "$STORE" mount "$MNT" || exit 8
+dd if="$MNT/100/latest/disk.raw" of=/dev/null bs=64k skip=32 count=1 2>"$MNT.dd"
+"$ANNALS" umount "$MNT"
+"#;
+
+#[test]
+fn a_process_in_the_background_logs_to_the_system() {
+    if !can_mount() || !crate::support::tools::have(&["unshare", "mknod", "dd"]) {
+        return;
+    }
+    let (store, _) = store_with_a_bad_cluster();
+    let (dev, point) = (store.scratch("dev"), store.scratch("mnt"));
+    fs::create_dir(&dev).unwrap();
+    fs::create_dir(&point).unwrap();
+    let log = std::os::unix::net::UnixDatagram::bind(dev.join("log")).unwrap();
+    log.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut private = command("unshare");
+    private.args(["--mount", "--propagation", "private", "--", "sh", "-c", LOGGED_BY_THE_SYSTEM]);
+    private
+        .env("DEV", &dev)
+        .env("STORE", store.path())
+        .env("MNT", &point)
+        .env("ANNALS", crate::support::mounts::ANNALS);
+    succeed(&mut private);
+    let mut line = [0; 4096];
+    let length = log.recv(&mut line).unwrap();
+    let line = String::from_utf8_lossy(&line[..length]);
+    assert!(line.starts_with("<27>annals[") && line.contains("]: ERROR read failed"), "{line}");
+    assert!(line.contains("guest=100") && line.contains(&format!("backup={OLD}")) && !line.contains('\n'), "{line}");
+}
+
+#[test]
+fn a_store_that_is_gone_can_still_be_told_of_and_unmounted() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    store.chain("100", "disk", &[OLD], 1 << 20, 1);
+    let mounted = Mounted::new(&store.path());
+    fs::rename(store.path(), store.scratch("elsewhere")).unwrap();
+    within(Duration::from_secs(2), "it is noticed", || {
+        fs::read_dir(&mounted.point).and_then(|mut d| d.next().transpose()).is_err()
+    });
+    let status = mounted.status();
+    assert!(status["guests"].is_null() && status["store_error"].as_str().unwrap().contains("removed"), "{status}");
+    assert!(fs::metadata(&mounted.point).unwrap().is_dir());
+    fs::rename(store.scratch("elsewhere"), store.path()).unwrap();
+    within(Duration::from_secs(2), "it is back", || mounted.path("100/latest/disk.raw").exists());
+    fs::rename(store.path(), store.scratch("elsewhere")).unwrap();
+    mounted.umount();
+}
