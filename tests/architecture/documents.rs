@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::source::under_root;
+use crate::source::{rust_files, under_root};
 
 /// Every Markdown file that is ours.
 fn documents() -> Vec<String> {
@@ -79,4 +79,30 @@ fn every_package_that_setup_installs_has_its_reason() {
     });
     let unexplained: Vec<String> = packages.filter(|package| !explained(package)).collect();
     assert!(unexplained.is_empty(), "without a reason in docs/testing.md: {unexplained:?}");
+}
+
+/// Of Debian's essential packages and `mount`, which every system with a package manager has.
+const OF_EVERY_SYSTEM: [&str; 13] =
+    ["blkid", "cp", "dd", "find", "findmnt", "losetup", "ls", "mount", "partx", "setpriv", "tar", "umount", "unshare"];
+/// In the package of another command that is asked for.
+const COMES_WITH: [(&str, &str); 2] = [("fdisk", "sfdisk"), ("unsquashfs", "mksquashfs")];
+
+#[test]
+fn every_program_that_tests_need_is_installed_by_setup() {
+    let setup = under_root("tests/support/setup.sh");
+    let installed = |program: &str| {
+        let program = COMES_WITH.iter().find(|(part, _)| *part == program).map_or(program, |(_, whole)| whole);
+        setup.lines().any(|line| line.trim_start().starts_with(&format!("need {program} ")))
+    };
+    let mut missing = Vec::new();
+    for path in rust_files("tests") {
+        let text = under_root(&path);
+        for list in text.split("have(&[").skip(1) {
+            let names = list.split(']').next().unwrap_or_default().split('"').skip(1).step_by(2);
+            for program in names.filter(|name| !OF_EVERY_SYSTEM.contains(name) && !installed(name)) {
+                missing.push(format!("{path}: {program}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "needed, but not in tests/support/setup.sh: {missing:?}");
 }
