@@ -97,7 +97,7 @@ fn every_program_that_tests_need_is_installed_by_setup() {
     let mut missing = Vec::new();
     for path in rust_files("tests") {
         let text = under_root(&path);
-        for list in text.split("have(&[").skip(1) {
+        for list in text.split(concat!("have(", "&[")).skip(1) {
             let names = list.split(']').next().unwrap_or_default().split('"').skip(1).step_by(2);
             for program in names.filter(|name| !OF_EVERY_SYSTEM.contains(name) && !installed(name)) {
                 missing.push(format!("{path}: {program}"));
