@@ -82,8 +82,10 @@ fn every_package_that_setup_installs_has_its_reason() {
 }
 
 /// Of Debian's essential packages and `mount`, which every system with a package manager has.
-const OF_EVERY_SYSTEM: [&str; 13] =
-    ["blkid", "cp", "dd", "find", "findmnt", "losetup", "ls", "mount", "partx", "setpriv", "tar", "umount", "unshare"];
+const OF_EVERY_SYSTEM: [&str; 14] = [
+    "blkid", "cp", "dd", "find", "findmnt", "losetup", "ls", "mknod", "mount", "partx", "setpriv", "tar", "umount",
+    "unshare",
+];
 /// In the package of another command that is asked for.
 const COMES_WITH: [(&str, &str); 2] = [("fdisk", "sfdisk"), ("unsquashfs", "mksquashfs")];
 
