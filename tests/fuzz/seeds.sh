@@ -7,7 +7,7 @@ cd "$(dirname "$(readlink -f "$0")")"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-for target in qcow2 chain partition names manifest ovf nbd; do
+for target in qcow2 chain partition names manifest ovf nbd tar squashfs; do
     mkdir -p "corpus/$target"
 done
 
@@ -117,3 +117,24 @@ printf '\0\003\350\211\004\125\145\251\0\0\0\007\0\0\0\003\0\0\0\0' >corpus/nbd/
 printf '\147\104\146\230\0\0\0\0\0\0\0\0\0\0\0\001' >corpus/nbd/seed-simple
 printf '\146\217\063\357\0\001\0\005\0\0\0\0\0\0\0\001\0\0\0\014' >corpus/nbd/seed-chunk
 printf '\0\0\0\001\0\001\0\0\0\0\0\003\0\020\0\0\0\0\0\0' >corpus/nbd/seed-status
+
+# A tree with a little of everything, in each kind of archive.
+mkdir -p "$work/tree/etc"
+echo text >"$work/tree/etc/passwd"
+ln "$work/tree/etc/passwd" "$work/tree/second"
+ln -s etc/passwd "$work/tree/link"
+mkfifo "$work/tree/pipe"
+truncate -s 60k "$work/tree/holes"
+printf 'data' | dd of="$work/tree/holes" bs=1 seek=20000 conv=notrunc status=none
+touch "$work/tree/$(printf 'long%.0s' {1..40})"
+for format in v7 ustar gnu posix; do
+    tar --format=$format -S --xattrs -b1 -cf "corpus/tar/seed-$format" -C "$work/tree" . 2>/dev/null ||
+        tar --format=$format -S -b1 -cf "corpus/tar/seed-$format" -C "$work/tree" etc second link
+done
+for version in 0.0 0.1; do
+    tar --format=posix -S --sparse-version=$version -b1 -cf "corpus/tar/seed-sparse-$version" -C "$work/tree" .
+done
+for compressor in gzip xz lzo lz4 zstd; do
+    mksquashfs "$work/tree" "corpus/squashfs/seed-$compressor" -noappend -quiet -no-progress -comp $compressor -nopad >/dev/null
+done
+mksquashfs "$work/tree" corpus/squashfs/seed-open -noappend -quiet -no-progress -noI -noD -noF -noX -b 4096 -nopad >/dev/null

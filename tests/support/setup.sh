@@ -96,6 +96,7 @@ case $purpose in
         need_cargo deny 0.20.2
         ;;
     fuzz)
+        need mksquashfs squashfs-tools
         need_to_build
         need g++ g++
         need_cargo fuzz 0.13.2

@@ -1,11 +1,14 @@
-//! What has to hold of any disk that opens, whatever bytes it was made from. Errors are fine; a panic is a bug, and so is
+//! What has to hold of any disk or archive that opens, whatever bytes it was made from. Errors are fine; a panic is a bug, and so is
 //! an answer that contradicts another one.
 
+use std::sync::Arc;
+
+use annals::archive::{ArchiveEnv, ArchiveFormat, Position};
 use annals::base::{GuestOffset, GuestRange};
 use annals::disk::{Disk, DiskEnv, Source};
 use annals::format::ImageFormat;
 use annals::storage::memory::{MemoryFile, MemoryGate};
-use annals::storage::{LayerSource, RelPath};
+use annals::storage::{BlockCache, LayerSource, RelPath};
 
 /// Bytes at each end of a disk that are looked at.
 const LOOKED_AT: u64 = 256 << 10;
@@ -90,4 +93,37 @@ fn read(disk: &Disk, start: u64, end: u64) -> Option<Vec<u8>> {
     let got = disk.read_at(&mut bytes, GuestOffset(start)).ok()?;
     assert_eq!(got, bytes.len(), "a short read within the disk");
     Some(bytes)
+}
+
+/// Asks everything of an archive's tree. Errors are fine; a tree without an end, a name that no file has, and answers that
+/// contradict each other are not.
+pub fn check_tree(archive: Vec<u8>, format: ArchiveFormat) {
+    /// More entries than an input of 64 KiB can hold by honest means, or by nesting names.
+    const BOUND: usize = 200_000;
+    let env = ArchiveEnv::new(Arc::new(BlockCache::new(4 << 20)), None);
+    let Ok(tree) = annals::archive::open("fuzzed", Arc::new(MemoryFile::new(archive)), format, &env) else { return };
+    let mut waiting = vec![tree.root()];
+    let mut seen = 0;
+    while let Some(node) = waiting.pop() {
+        seen += 1;
+        assert!(seen < BOUND, "a tree without an end");
+        let Ok(stat) = tree.attributes(node) else { continue };
+        let _ = (tree.xattrs(node), tree.read_link(node));
+        let mut buf = [0; 5000];
+        for at in [0, 3000, stat.size.saturating_sub(10), u64::MAX] {
+            if let Ok(got) = tree.read_at(node, &mut buf, at) {
+                assert_eq!(got as u64, stat.size.saturating_sub(at).min(5000));
+            }
+        }
+        if let Ok(Some(data)) = tree.next_data(node, 0)
+            && let Ok(hole) = tree.next_hole(node, data)
+        {
+            assert!(data < hole && hole <= stat.size);
+        }
+        let _ = tree.read_dir(node, Position::default(), &mut |item| {
+            assert!(!item.name.is_empty() && !item.name.contains(&b'/') && !item.name.contains(&0));
+            waiting.push(item.node);
+            waiting.len() < BOUND
+        });
+    }
 }
