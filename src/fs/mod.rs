@@ -12,6 +12,7 @@ mod inode;
 mod members;
 mod nodes;
 mod readahead;
+mod resolve;
 mod status;
 #[cfg(test)]
 mod tests;
