@@ -147,7 +147,7 @@ fn source_option(store: &Path) -> String {
 /// The kernel reads at most 128 KiB ahead of a FUSE file unless its own setting for this one mount is raised, which
 /// root may do once it is mounted. Reads of a large file in sequence are then several times as fast.
 fn raise_read_ahead(mount: &Mount) {
-    const READ_AHEAD_KIB: &str = "1024";
+    const READ_AHEAD_KIB: &str = "2048";
     if !rustix::process::geteuid().is_root() {
         return;
     }

@@ -204,11 +204,11 @@ fn the_read_ahead_of_the_mount_is_raised_and_of_nothing_else() {
     let device = std::os::unix::fs::MetadataExt::dev(&fs::metadata(&mounted.point).unwrap());
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let own = PathBuf::from(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"));
-    assert_eq!(fs::read_to_string(&own).unwrap().trim(), "1024");
+    assert_eq!(fs::read_to_string(&own).unwrap().trim(), "2048");
     for (path, value) in before.iter().filter(|(path, _)| *path != own) {
         // Other tests' mounts come and go.
         if let Ok(now) = fs::read_to_string(path) {
-            assert!(now == *value || now.trim() == "1024" && value.trim() == "128", "{} is now {now}", path.display());
+            assert!(now == *value || now.trim() == "2048" && value.trim() == "128", "{} is now {now}", path.display());
         }
     }
 }
