@@ -21,6 +21,8 @@ impl Row {
 
 pub(crate) struct Report {
     head: String,
+    /// How busy the machine was before anything was measured.
+    load: String,
     rows: Vec<Row>,
     notes: Vec<String>,
     tables: Vec<(String, String)>,
@@ -45,7 +47,7 @@ impl Report {
             disk = scale.disk >> 20,
             turns = scale.turns,
         );
-        Self { head, rows: Vec::new(), notes: Vec::new(), tables: Vec::new() }
+        Self { head, load: load(), rows: Vec::new(), notes: Vec::new(), tables: Vec::new() }
     }
 
     pub(crate) fn row(&mut self, row: Row) {
@@ -69,6 +71,12 @@ impl Report {
         }
         let met = self.rows.iter().filter(|row| row.met).count();
         page.push_str(&format!("\n{met} of {} met.\n", self.rows.len()));
+        page.push_str(&format!(
+            "\nLoad of the machine over the last minute: {} before the run, {} after it. Before a run it should be near 0, or others\n\
+             had a share of what was measured.\n",
+            self.load,
+            load()
+        ));
         for note in &self.notes {
             page.push_str(&format!("\n{note}\n"));
         }
@@ -77,6 +85,12 @@ impl Report {
         }
         page
     }
+}
+
+/// Processes that wanted to run, on average of the last minute.
+fn load() -> String {
+    let all = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    all.split(' ').next().unwrap_or_default().to_owned()
 }
 
 fn machine() -> String {
