@@ -8,6 +8,7 @@
 mod support;
 
 mod access;
+mod chains;
 mod changes;
 mod containers;
 mod cost;
