@@ -17,7 +17,7 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 30
 
 setup := tests/support/setup.sh
-scripts = $(shell git ls-files --cached --others --exclude-standard -- '*.sh' .ci/run)
+scripts = .ci/run $(shell find tests -name target -prune -o -name '*.sh' -print)
 
 .PHONY: help setup build test lint fmt-check clippy doc deny shellcheck bench demo fuzz install clean
 

@@ -72,6 +72,7 @@ need_to_test() {
     need qemu-storage-daemon qemu-daemon
     need openssl openssl
     need shellcheck shellcheck
+    need git git
 }
 
 need_to_bench() {
