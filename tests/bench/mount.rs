@@ -2,7 +2,7 @@
 //!
 //! Absolute figures differ from machine to machine and from hour to hour, so everything is measured side by side, the
 //! sides taking turns, several times; what is compared are ratios of neighbours in time, and what is told is their median.
-//! Prints a table, and writes it to `docs/benchmarks.md`.
+//! Prints a table, and writes it to `docs/benchmarks.md`. Takes some ten minutes on two cores.
 //!
 //! `ANNALS_BENCH_DIR`: where the images go (10 GiB; a file system like that of a real store). `ANNALS_BENCH=quick`: a small
 //! run to see that it works, which writes no page.
@@ -39,7 +39,7 @@ pub(crate) struct Scale {
     pub(crate) backups: usize,
 }
 
-const FULL: Scale = Scale { disk: 2 << 30, depth: 365, turns: 5, seconds: 3, guests: 1000, backups: 365 };
+const FULL: Scale = Scale { disk: 2 << 30, depth: 365, turns: 5, seconds: 2, guests: 1000, backups: 365 };
 const QUICK: Scale = Scale { disk: 128 << 20, depth: 110, turns: 1, seconds: 1, guests: 50, backups: 40 };
 
 fn main() {
