@@ -28,6 +28,7 @@ impl Pace {
     /// Returns when `bytes` more may be read. They are paid for beforehand, so that the whole run keeps to the limit, its
     /// last bytes included.
     pub(super) async fn take(&self, bytes: u64) {
+        // As above: one piece of a read is far below 2⁵³ bytes.
         #[allow(clippy::cast_precision_loss)]
         let cost = Duration::try_from_secs_f64(bytes as f64 / self.bytes_per_second).unwrap_or(Duration::MAX);
         let until = {

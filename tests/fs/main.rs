@@ -5,6 +5,7 @@
 
 mod answers;
 mod model;
+// Shared with other tests, which use the rest of it.
 #[path = "../support/random.rs"]
 #[allow(dead_code)]
 mod random;
