@@ -1,7 +1,7 @@
 //! Layer 5: the write side. A backup of a running guest is planned (a pure value), transferred, and committed in one rename.
 //!
 //! [`plan`](mod@plan) and [`decide`] compute; [`Source`](source::Source) is where bytes come from; `transfer` moves them; `commit` makes the
-//! backup visible. [`run`](fn@run) puts them together. What a user types is parsed here only as far as it is about sources.
+//! backup visible. `session` puts them together for whatever is backed up, [`run`](fn@run) for virtual machines. What a user types is parsed here only as far as it is about sources.
 
 mod commit;
 pub mod decide;
@@ -9,10 +9,12 @@ mod events;
 mod pace;
 mod parent;
 pub mod plan;
-mod run;
+mod session;
 pub mod source;
 mod transfer;
+mod vm;
 
 pub use events::{Event, Listener, PlannedDisk};
-pub use run::{Finished, Interrupt, KeptFile, Request, dry_run, run};
+pub use session::{Finished, Interrupt, KeptFile};
 pub use source::DiskSpec;
+pub use vm::{Request, dry_run, run};

@@ -1,40 +1,31 @@
-//! A whole run: the lock, the plans, the transfers, the commit.
+//! Backing up a virtual machine: its disks' sources, their plans, their transfers.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::commit::{Unfinished, leave_log};
+use super::commit::Unfinished;
 use super::decide::{Changes, Decision, Facts, decide};
 use super::events::{Event, Journal, Listener, PlannedDisk};
 use super::parent::{self, Found};
 use super::plan::Plan;
+use super::session::{
+    Contents, Finished, Interrupt, KeptFile, Session, TICK, Work, check_kept_files, open_store, read_kept_files,
+    runtime,
+};
 use super::source::{DiskSpec, Source, SourceSpec};
 use super::transfer::{Shared, Transfer};
 use crate::base::error::ResultExt as _;
-use crate::base::{Error, ErrorKind, Result, Timestamp};
-use crate::catalog::{GuestId, GuestKind, Store, check_disk_name, check_file_name};
-use crate::disk::DiskEnv;
+use crate::base::{Error, ErrorKind, Result};
+use crate::catalog::{GuestId, GuestKind, Store, check_disk_name};
 use crate::disk::writer::{CLUSTER_BITS, ImageOptions, SECTOR, WrittenImage};
 use crate::format::ImageFormat;
-use crate::format::manifest::{self, Manifest, ManifestDisk, Tool};
+use crate::format::manifest::ManifestDisk;
 use crate::nbd::{ServerErrno, ServerError};
-use crate::storage::read_outside;
-use crate::storage::write::{Medium, WriteDir, WriterLock};
-
-/// Most bytes of a file that is kept with a backup.
-const KEPT_FILE_LIMIT: usize = 64 << 20;
-/// Cache for reading parents.
-const PARENT_CACHE: u64 = 16 << 20;
-/// How often progress is told.
-const TICK: Duration = Duration::from_millis(250);
-/// What older tools, and we after them, note about the next incremental backup.
-const PREVIOUS_INFO: &str = "previous-info";
+use crate::storage::write::Medium;
 
 /// What is to be backed up, and how.
 #[derive(Debug, Clone)]
@@ -59,50 +50,6 @@ pub struct Request {
     pub discard_source: bool,
 }
 
-/// A file to keep with the backup.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeptFile {
-    /// Its name in the backup.
-    pub name: String,
-    /// Where it is now.
-    pub path: PathBuf,
-}
-
-/// A backup that was made.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Finished {
-    /// The guest.
-    pub guest: String,
-    /// The backup's directory.
-    pub backup: String,
-    /// Its disks.
-    pub disks: Vec<ManifestDisk>,
-    /// What went wrong without making the backup worth less.
-    pub warnings: Vec<String>,
-}
-
-/// Ends a run from outside: by a signal, by a caller that has changed its mind. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Interrupt(Arc<watch::Sender<bool>>);
-
-impl Default for Interrupt {
-    fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(false)))
-    }
-}
-
-impl Interrupt {
-    /// Ends the run that this was given to; it fails, and leaves what a failed run leaves.
-    pub fn raise(&self) {
-        self.0.send_replace(true);
-    }
-
-    async fn raised(&self) {
-        // The sender is alive as long as this is.
-        let _ = self.0.subscribe().wait_for(|raised| *raised).await;
-    }
-}
-
 /// A disk whose source is open.
 struct Opened {
     spec: DiskSpec,
@@ -123,7 +70,7 @@ struct Planned {
 pub fn dry_run(request: &Request) -> Result<Vec<PlannedDisk>> {
     check(request)?;
     runtime()?.block_on(async {
-        let store = open_store(request)?;
+        let store = open_store(&request.store)?;
         let mut planned = Vec::new();
         for disk in open_sources(request).await? {
             planned.push(plan_disk(request, &store, disk).await?);
@@ -145,24 +92,18 @@ pub fn run(
     listener: &Listener<'_>,
 ) -> Result<Finished> {
     check(request)?;
-    let kept = read_kept_files(request)?;
+    let kept = read_kept_files(&request.files)?;
     let journal = Journal::new(listener);
-    let runtime = runtime()?;
-    let ended = runtime.block_on(Run { request, medium, interrupt, journal: &journal }.whole(kept));
-    // Reads that were given up may still wait for a file or a server.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    ended
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Error::io("cannot start worker threads", e))
-}
-
-fn open_store(request: &Request) -> Result<Store> {
-    Store::open(&request.store, DiskEnv::new(PARENT_CACHE))
+    let session = Session {
+        store: &request.store,
+        guest: &request.guest,
+        kind: GuestKind::Qemu,
+        doing: "annals backup vm",
+        medium,
+        interrupt,
+        journal: &journal,
+    };
+    session.run(&Vm { request, journal: &journal }, kept)
 }
 
 /// Refuses what cannot be meant before anything is touched.
@@ -181,13 +122,7 @@ fn check(request: &Request) -> Result<()> {
             return usage(format!("disk {}: only NBD exports are told to discard what was read", disk.name));
         }
     }
-    let mut files = HashSet::new();
-    for file in &request.files {
-        check_file_name(&file.name)?;
-        if !files.insert(file.name.as_str()) {
-            return usage(format!("two files are to be kept as '{}'", file.name));
-        }
-    }
+    check_kept_files(&request.files)?;
     match request.zstd {
         Some(level) if !zstd::compression_level_range().contains(&level) => {
             let range = zstd::compression_level_range();
@@ -195,11 +130,6 @@ fn check(request: &Request) -> Result<()> {
         }
         Some(_) | None => Ok(()),
     }
-}
-
-fn read_kept_files(request: &Request) -> Result<Vec<(String, Vec<u8>)>> {
-    let read = |file: &KeptFile| Ok((file.name.clone(), read_outside(&file.path, KEPT_FILE_LIMIT)?));
-    request.files.iter().map(read).collect()
 }
 
 async fn open_sources(request: &Request) -> Result<Vec<Opened>> {
@@ -278,159 +208,45 @@ impl Planned {
     }
 }
 
-struct Run<'a> {
+/// Backing up a virtual machine.
+struct Vm<'a> {
     request: &'a Request,
-    medium: Arc<dyn Medium>,
-    interrupt: &'a Interrupt,
     journal: &'a Journal<'a>,
 }
 
-impl Run<'_> {
-    async fn whole(&self, kept: Vec<(String, Vec<u8>)>) -> Result<Finished> {
-        let store = WriteDir::open(&self.request.store, self.medium.clone())
-            .context(|| "store")
-            .map_err(|e| e.with_hint("--store or ANNALS_STORE names the directory that holds the guests"))?;
-        let id = self.request.guest.as_str();
-        // A guest that is not there yet is made only when its sources can be reached: a wrong id should leave nothing behind.
-        let (guest, sources) = match store.descend(id) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                let sources = self.interruptible(open_sources(self.request)).await?;
-                (store.descend_or_make(id)?, Some(sources))
-            }
-            found => (found?, None),
-        };
-        let _lock = WriterLock::take(&guest, &format!("annals backup vm {id}"))?;
-        let time = self.time()?;
-        let directory = format!("{}-{}", GuestKind::Qemu, time.file_name());
-        self.journal.tell(&Event::Started { guest: id.to_owned(), backup: directory.clone() });
-        let made = self.locked(&guest, sources, &directory, time, kept).await;
-        if let Err(e) = &made {
-            self.journal.tell(&Event::Failed { message: e.report() });
-            // Where the store takes nothing any more, not even the log, the error itself is what there is to tell.
-            if let Err(e) = leave_log(&guest, &directory, &self.journal.text()) {
-                tracing::warn!(error = e.report(), "the log of the failed run could not be kept");
-            }
-        }
-        made
+impl Work for Vm<'_> {
+    type Sources = Vec<Opened>;
+    type Plan = Vec<Planned>;
+
+    async fn open(&self) -> Result<Vec<Opened>> {
+        open_sources(self.request).await
     }
 
-    /// The time of the new backup: now, but after every other backup of the guest, or its place in the order would be wrong.
-    fn time(&self) -> Result<Timestamp> {
-        /// How far ahead names may run when backups follow each other within a second.
-        const CLOSE: i64 = 60;
-        let now = Timestamp::now()?;
-        let guest = open_store(self.request)?.guest(&self.request.guest)?;
-        if let Some(other) = guest.backups().iter().find(|backup| backup.directory().is_none()) {
-            let message = format!(
-                "guest {} has the backup {} in another layout, which nothing is added to",
-                guest.id, other.name
-            );
-            return Err(Error::new(ErrorKind::Refused, message)
-                .with_hint("choose another id: a backup in this guest's directory would hide those that are there"));
+    async fn plan(&self, store: &Store, sources: Vec<Opened>) -> Result<Vec<Planned>> {
+        let mut planned = Vec::new();
+        for disk in sources {
+            let disk = plan_disk(self.request, store, disk).await?;
+            self.journal.tell(&Event::Planned(disk.told()));
+            planned.push(disk);
         }
-        let Some(latest) = guest.latest().map(|backup| backup.time) else { return Ok(now) };
-        if now > latest {
-            return Ok(now);
-        }
-        let next = Timestamp::from_epoch(latest.epoch() + 1).filter(|_| latest.epoch() - now.epoch() < CLOSE);
-        next.ok_or_else(|| {
-            Error::new(
-                ErrorKind::Refused,
-                format!("the latest backup of guest {} is of {latest}, but it is {now} now", self.request.guest),
-            )
-            .with_hint("the machine's clock is wrong, or was when that backup was made")
-        })
+        Ok(planned)
     }
 
-    async fn interruptible<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::select! {
-            done = work => done,
-            () = self.interrupt.raised() => Err(Error::new(ErrorKind::Io, "interrupted")),
-        }
-    }
-
-    async fn locked(
-        &self,
-        guest: &WriteDir,
-        sources: Option<Vec<Opened>>,
-        directory: &str,
-        time: Timestamp,
-        kept: Vec<(String, Vec<u8>)>,
-    ) -> Result<Finished> {
-        let directories = guest.sweep_partial_dirs()?;
-        if directories > 0 {
-            self.journal.tell(&Event::Swept { directories });
-        }
-        // Opened under the lock: nobody adds a backup from here on.
-        let store = open_store(self.request)?;
-        let planned = self.interruptible(async {
-            let sources = match sources {
-                Some(sources) => sources,
-                None => open_sources(self.request).await?,
-            };
-            let mut planned = Vec::new();
-            for disk in sources {
-                let disk = plan_disk(self.request, &store, disk).await?;
-                self.journal.tell(&Event::Planned(disk.told()));
-                planned.push(disk);
-            }
-            Ok(planned)
-        });
-        let planned = planned.await?;
-        let unfinished = Unfinished::start(guest)?;
-        let made = self.make(&unfinished, &planned, directory, time, kept).await;
-        let disks = match made {
-            Ok(disks) => disks,
-            Err(e) => {
-                if let Err(e) = unfinished.abandon() {
-                    tracing::warn!(error = e.report(), "what the failed run wrote is left for the next one to remove");
-                }
-                return Err(e);
-            }
-        };
-        self.journal.tell(&Event::Published { guest: self.request.guest.to_string(), backup: directory.to_owned() });
-        let mut warnings = Vec::new();
-        if let Err(e) = self.note_previous(&store, guest, &disks, time) {
-            let message = format!("{PREVIOUS_INFO} was not renewed: {}", e.report());
-            self.journal.tell(&Event::Warning { message: message.clone() });
-            warnings.push(message);
-        }
-        close(planned.into_iter().map(|planned| planned.disk.source)).await;
-        Ok(Finished { guest: self.request.guest.to_string(), backup: directory.to_owned(), disks, warnings })
-    }
-
-    /// Everything from the first byte to the rename.
-    async fn make(
-        &self,
-        unfinished: &Unfinished,
-        planned: &[Planned],
-        directory: &str,
-        time: Timestamp,
-        kept: Vec<(String, Vec<u8>)>,
-    ) -> Result<Vec<ManifestDisk>> {
-        let mut files = Vec::new();
-        for (name, bytes) in kept {
-            files.push(unfinished.keep(&name, &bytes)?);
-        }
-        let images = self.interruptible(self.transfer(unfinished, planned)).await?;
+    async fn write(&self, planned: &Vec<Planned>, unfinished: &Unfinished) -> Result<Contents> {
+        let images = self.transfer(unfinished, planned).await?;
         let mut disks = Vec::new();
         for (planned, image) in planned.iter().zip(images) {
             disks.push(self.manifest_disk(unfinished, planned, &image)?);
         }
-        let manifest = Manifest {
-            version: manifest::VERSION,
-            guest: self.request.guest.to_string(),
-            kind: GuestKind::Qemu,
-            time,
-            disks: disks.clone(),
-            tool: Some(Tool { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }),
-            archive: None,
-            files,
-        };
-        unfinished.publish(directory, manifest, &self.journal.text())?;
-        Ok(disks)
+        Ok(Contents { disks, archive: None })
     }
 
+    async fn close(&self, planned: Vec<Planned>) {
+        close(planned.into_iter().map(|planned| planned.disk.source)).await;
+    }
+}
+
+impl Vm<'_> {
     fn manifest_disk(&self, unfinished: &Unfinished, planned: &Planned, image: &WrittenImage) -> Result<ManifestDisk> {
         let file = planned.file();
         self.journal.tell(&Event::DiskDone {
@@ -526,15 +342,6 @@ impl Run<'_> {
                 done: done.load(Ordering::Relaxed),
                 total: planned.plan.read_bytes().saturating_add(planned.plan.zero_bytes()),
             });
-        }
-    }
-
-    /// Renews `previous-info` in a guest that has one; the data is there by now.
-    fn note_previous(&self, store: &Store, guest: &WriteDir, disks: &[ManifestDisk], time: Timestamp) -> Result<()> {
-        let has_one = store.guest(&self.request.guest)?.previous.is_some();
-        match disks.iter().find_map(|disk| disk.bitmap.as_deref()).filter(|_| has_one) {
-            Some(bitmap) => guest.replace_file(PREVIOUS_INFO, format!("{bitmap} {}", time.epoch()).as_bytes()),
-            None => Ok(()),
         }
     }
 }
