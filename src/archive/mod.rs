@@ -38,6 +38,15 @@ impl ArchiveFormat {
             _ => None,
         }
     }
+
+    /// `tar` or `squashfs`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tar => "tar",
+            Self::Squashfs => "squashfs",
+        }
+    }
 }
 
 /// Opens the archive in `file` as a tree. `name` is what messages call it.

@@ -158,6 +158,12 @@ pub struct ManifestArchive {
     pub file: String,
     /// `tar` or `squashfs`.
     pub format: String,
+    /// How many members it has, hard links counted once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// The patterns of what was left out of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub excluded: Vec<String>,
     /// What the file's bytes hash to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<FileHash>,

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
+use super::container::ArchivePlan;
 use super::decide::Decision;
 use crate::base::Timestamp;
 
@@ -49,6 +50,31 @@ pub enum Event {
         file_size: u64,
         /// BLAKE3 of the file.
         blake3: String,
+    },
+    /// It is known what will be made of a container's tree.
+    ArchivePlanned(ArchivePlan),
+    /// How far the archive is.
+    ArchiveProgress {
+        /// Bytes of the tree's files that are done, holes included.
+        done: u64,
+        /// Bytes of the tree's files, as they were planned.
+        total: u64,
+    },
+    /// The archive is complete and on the medium.
+    ArchiveDone {
+        /// Its file.
+        file: String,
+        /// How many members it has, hard links counted once.
+        entries: u64,
+        /// The size of the file.
+        file_size: u64,
+        /// BLAKE3 of the file.
+        blake3: String,
+    },
+    /// Something was left out, as it should be.
+    Note {
+        /// What.
+        message: String,
     },
     /// Something went wrong that does not make the backup worth less.
     Warning {
@@ -103,6 +129,15 @@ impl fmt::Display for Event {
             Self::DiskDone { disk, file, stored, zeros, file_size, blake3 } => {
                 write!(f, "disk {disk}: {file} stores {stored} bytes and {zeros} zeros in {file_size}; BLAKE3 {blake3}")
             }
+            Self::ArchivePlanned(ArchivePlan { format, reason, entries, bytes, excluded, .. }) => {
+                write!(f, "archive: {}, because {reason}; {entries} members, {bytes} bytes", format.name())?;
+                excluded.iter().try_for_each(|pattern| write!(f, "; without {pattern}"))
+            }
+            Self::ArchiveProgress { done, total } => write!(f, "archive: {done} of {total} bytes"),
+            Self::ArchiveDone { file, entries, file_size, blake3 } => {
+                write!(f, "archive: {file} has {entries} members in {file_size} bytes; BLAKE3 {blake3}")
+            }
+            Self::Note { message } => write!(f, "left out: {message}"),
             Self::Warning { message } => write!(f, "warning: {message}"),
             Self::Published { guest, backup } => write!(f, "published {guest}/{backup}"),
             Self::Failed { message } => write!(f, "failed: {message}"),
@@ -125,7 +160,7 @@ impl<'a> Journal<'a> {
     }
 
     pub(super) fn tell(&self, event: &Event) {
-        if !matches!(event, Event::Progress { .. }) {
+        if !matches!(event, Event::Progress { .. } | Event::ArchiveProgress { .. }) {
             let time = Timestamp::now().map_or_else(|_| "?".to_owned(), |now| now.to_string());
             let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
             // Writing to a string cannot fail.

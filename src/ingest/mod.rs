@@ -4,11 +4,13 @@
 //! backup visible. `session` puts them together for whatever is backed up, [`run`](fn@run) for virtual machines. What a user types is parsed here only as far as it is about sources.
 
 mod commit;
+pub mod container;
 pub mod decide;
 mod events;
 mod pace;
 mod parent;
 pub mod plan;
+mod program;
 mod session;
 pub mod source;
 mod transfer;

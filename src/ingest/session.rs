@@ -184,7 +184,7 @@ impl Session<'_> {
         /// How far ahead names may run when backups follow each other within a second.
         const CLOSE: i64 = 60;
         let now = Timestamp::now()?;
-        let guest = open_store(self.store)?.guest(&self.guest)?;
+        let guest = open_store(self.store)?.guest(self.guest)?;
         if let Some(other) = guest.backups().iter().find(|backup| backup.directory().is_none()) {
             let message = format!(
                 "guest {} has the backup {} in another layout, which nothing is added to",
@@ -290,7 +290,7 @@ impl Session<'_> {
 
     /// Renews `previous-info` in a guest that has one; the data is there by now.
     fn note_previous(&self, store: &Store, guest: &WriteDir, disks: &[ManifestDisk], time: Timestamp) -> Result<()> {
-        let has_one = store.guest(&self.guest)?.previous.is_some();
+        let has_one = store.guest(self.guest)?.previous.is_some();
         match disks.iter().find_map(|disk| disk.bitmap.as_deref()).filter(|_| has_one) {
             Some(bitmap) => guest.replace_file(PREVIOUS_INFO, format!("{bitmap} {}", time.epoch()).as_bytes()),
             None => Ok(()),

@@ -1,8 +1,9 @@
-//! What the caller names outside any store: disks to back up, files to keep with a backup.
+//! What the caller names outside any store: disks and trees to back up, files to keep with a backup, and programs that help.
 //!
 //! The caller's own words are followed wherever they lead, symlinks and `/dev/fd/3` included; the gate's rules are for names
 //! that come out of data.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt as _;
@@ -97,6 +98,33 @@ pub fn read_outside(path: &Path, limit: usize) -> Result<Vec<u8>> {
         ));
     }
     Ok(bytes)
+}
+
+/// The directory that the caller named, without symlinks on the way to it.
+pub fn outside_directory(path: &Path) -> Result<PathBuf> {
+    let found = std::fs::canonicalize(path)
+        .and_then(|found| std::fs::metadata(&found).map(|meta| (found, meta.is_dir())))
+        .map_err(|e| Error::io(format!("cannot open '{}'", path.display()), e))?;
+    match found {
+        (found, true) => Ok(found),
+        (_, false) => Err(Error::new(ErrorKind::Refused, format!("'{}' is no directory", path.display()))),
+    }
+}
+
+/// Where a program is, by the caller's `PATH`.
+#[must_use]
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&program_path()).map(|dir| dir.join(name)).find(|file| {
+        let may_run = rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok();
+        may_run && std::fs::metadata(file).is_ok_and(|meta| meta.is_file())
+    })
+}
+
+/// The caller's `PATH`; a usual one where there is none.
+#[must_use]
+pub fn program_path() -> OsString {
+    let path = std::env::var_os("PATH").filter(|path| !path.is_empty());
+    path.unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into())
 }
 
 #[cfg(test)]

@@ -63,6 +63,9 @@ need_to_test() {
     need mkntfs ntfs-3g
     need cryptsetup cryptsetup-bin
     need mksquashfs squashfs-tools
+    need tar2sqfs squashfs-tools-ng
+    need setfacl acl
+    need setcap libcap2-bin
     need xorriso xorriso
     need rsync rsync
     need nbdkit nbdkit

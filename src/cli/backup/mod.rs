@@ -1,5 +1,7 @@
 //! `annals backup`: adds backups to a store.
 
+mod common;
+mod container;
 mod progress;
 mod vm;
 
@@ -20,10 +22,12 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum Kind {
     Vm(vm::Args),
+    Container(container::Args),
 }
 
 pub(super) fn run(args: Args, global: &Global, output: &Output) -> Result<Outcome> {
     match args.kind {
         Kind::Vm(args) => vm::run(args, global, output),
+        Kind::Container(args) => container::run(args, global, output),
     }
 }

@@ -41,8 +41,9 @@ impl Progress {
         }
         match (event, &self.bars) {
             (Event::Progress { disk, done, total }, Some(bars)) => bars.move_to(disk, *done, *total),
+            (Event::ArchiveProgress { done, total }, Some(bars)) => bars.move_to("archive", *done, *total),
             // What has failed is printed once more as the command's error.
-            (Event::Progress { .. }, None) | (Event::Failed { .. }, _) => {}
+            (Event::Progress { .. } | Event::ArchiveProgress { .. }, None) | (Event::Failed { .. }, _) => {}
             (other, Some(bars)) => {
                 let _ = bars.multi.println(printable(&other.to_string()));
             }

@@ -1,20 +1,18 @@
 //! `annals backup vm`: pulls a virtual machine's disks and publishes one more backup of it.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::Serialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use super::super::Outcome;
 use super::super::args::Global;
 use super::super::output::{Output, printable, size};
+use super::common::{Files, Rate, listen_to_signals};
 use super::progress::Progress;
 use crate::base::{Error, ErrorKind, Result};
 use crate::catalog::GuestId;
-use crate::ingest::{self, DiskSpec, Finished, Interrupt, KeptFile, PlannedDisk, Request};
+use crate::ingest::{self, DiskSpec, Finished, Interrupt, PlannedDisk, Request};
 use crate::storage::write::Direct;
 
 /// Back up a virtual machine
@@ -33,15 +31,8 @@ pub(super) struct Args {
     /// be the one of the disk's latest backup. Give it once for each disk
     #[arg(long = "disk", value_name = "NAME=SOURCE[,bitmap=B|,dirty=FILE][,since=ID]", required = true)]
     disks: Vec<DiskSpec>,
-    /// The guest's configuration, kept as guest.conf
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The guest's firewall configuration, kept as firewall.conf
-    #[arg(long, value_name = "FILE")]
-    firewall_config: Option<PathBuf>,
-    /// Another file to keep with the backup, and its name there (domain.xml=/run/vm.xml); may be given more than once
-    #[arg(long = "attach", value_name = "NAME=FILE", value_parser = parse_attachment)]
-    attachments: Vec<KeptFile>,
+    #[command(flatten)]
+    files: Files,
     /// What the source calls this point in time; the next backup's since=ID is held against it
     #[arg(long, value_name = "ID")]
     checkpoint: Option<String>,
@@ -91,41 +82,6 @@ impl FromStr for Compress {
     }
 }
 
-/// Bytes a second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Rate(u64);
-
-impl FromStr for Rate {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-        let shift = match &text[digits.len()..] {
-            "" => 0,
-            "K" | "k" => 10,
-            "M" | "m" => 20,
-            "G" | "g" => 30,
-            "T" | "t" => 40,
-            _ => 64,
-        };
-        let number =
-            digits.parse().ok().filter(|number: &u64| *number > 0 && digits.bytes().all(|b| b.is_ascii_digit()));
-        let rate = number.and_then(|number| number.checked_mul(1_u64.checked_shl(shift)?));
-        rate.map(Self).ok_or_else(|| {
-            Error::new(ErrorKind::Usage, format!("'{text}' is not a number of bytes a second, such as 500K or 20M"))
-        })
-    }
-}
-
-fn parse_attachment(text: &str) -> Result<KeptFile> {
-    match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
-            Ok(KeptFile { name: name.to_owned(), path: path.into() })
-        }
-        _ => Err(Error::new(ErrorKind::Usage, format!("'{text}' is not NAME=FILE"))),
-    }
-}
-
 pub(super) fn run(args: Args, global: &Global, output: &Output) -> Result<Outcome> {
     let dry_run = args.dry_run;
     let request = request(args, global)?;
@@ -147,38 +103,17 @@ pub(super) fn run(args: Args, global: &Global, output: &Output) -> Result<Outcom
 }
 
 fn request(args: Args, global: &Global) -> Result<Request> {
-    let named = |name: &str, path: Option<PathBuf>| path.map(|path| KeptFile { name: name.to_owned(), path });
-    let files = named("guest.conf", args.config).into_iter().chain(named("firewall.conf", args.firewall_config));
     Ok(Request {
         store: global.store_path()?.to_owned(),
         guest: args.guest,
         disks: args.disks,
-        files: files.chain(args.attachments).collect(),
+        files: args.files.kept(),
         checkpoint: args.checkpoint,
         full: args.full,
         zstd: args.compress.0,
         bytes_per_second: args.bwlimit.map(|Rate(bytes)| bytes),
         discard_source: args.discard_source,
     })
-}
-
-/// The first signal ends the run in order; a second one ends the process.
-fn listen_to_signals(interrupt: &Interrupt) -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Error::io("cannot listen to signals", e))?;
-    let interrupt = interrupt.clone();
-    let listen = move || {
-        let mut again = false;
-        for signal in signals.forever() {
-            if again {
-                // There is nothing left to do when even that fails.
-                let _ = signal_hook::low_level::emulate_default_handler(signal);
-            }
-            again = true;
-            interrupt.raise();
-        }
-    };
-    let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(listen);
-    thread.map(drop).map_err(|e| Error::io("cannot start a thread", e))
 }
 
 #[derive(Serialize)]
@@ -217,16 +152,6 @@ fn finished_text(finished: &Finished, output: &Output) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rates_have_units_of_1024() {
-        for (text, rate) in [("1", 1), ("500K", 500 << 10), ("20M", 20 << 20), ("3g", 3 << 30), ("1T", 1 << 40)] {
-            assert_eq!(text.parse::<Rate>().unwrap(), Rate(rate), "{text}");
-        }
-        for bad in ["", "0", "M", "-1", "1.5M", "1MB", "1 M", "+1", "99999999999999T", "18446744073709551616"] {
-            assert_eq!(bad.parse::<Rate>().unwrap_err().kind(), ErrorKind::Usage, "{bad}");
-        }
-    }
 
     #[test]
     fn methods_of_compression_are_known_by_name_and_level() {
