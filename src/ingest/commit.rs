@@ -1,7 +1,6 @@
 //! From a directory that nobody sees to a backup, in one rename.
 
-use crate::base::error::ResultExt as _;
-use crate::base::{ErrorKind, Result};
+use crate::base::{Error, ErrorKind, Result};
 use crate::catalog::MANIFEST;
 use crate::format::hash::FileHashes;
 use crate::format::manifest::{self, FileHash, Manifest, ManifestFile};
@@ -15,6 +14,15 @@ pub(super) struct Unfinished {
     guest: WriteDir,
     dir: WriteDir,
     name: String,
+}
+
+/// A backup that can be seen from now on.
+#[derive(Debug)]
+pub(super) enum Published {
+    /// Its name is on the medium, as its data are.
+    Durably,
+    /// Its data are on the medium; whether its name is, the medium did not say.
+    Unsurely(Error),
 }
 
 /// The file beside `file` that lists its chunks' hashes; readers of the store pass over names that start with a dot.
@@ -54,13 +62,17 @@ impl Unfinished {
 
     /// Writes the log and the manifest, and makes it the backup `directory`.
     ///
-    /// Every file in it is on the medium already. When the last step alone fails, the backup is there all the same.
-    pub(super) fn publish(&self, directory: &str, mut manifest: Manifest, log: &str) -> Result<()> {
+    /// Every file in it is on the medium already. When this fails, nothing can be seen of it.
+    pub(super) fn publish(&self, directory: &str, mut manifest: Manifest, log: &str) -> Result<Published> {
         manifest.files.push(self.keep(LOG, log.as_bytes())?);
         self.dir.make_whole_file(MANIFEST, &manifest::to_json(&manifest)?)?;
         self.dir.sync()?;
         self.guest.rename(&self.name, directory)?;
-        self.guest.sync().context(|| format!("the backup {directory} was made, but it may not survive a loss of power"))
+        // The rename cannot be taken back: whoever looks may have seen the backup, and it is whole.
+        Ok(match self.guest.sync() {
+            Ok(()) => Published::Durably,
+            Err(e) => Published::Unsurely(e),
+        })
     }
 
     /// Removes it.

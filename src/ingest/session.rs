@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::commit::{Unfinished, leave_log};
+use super::commit::{Published, Unfinished, leave_log};
 use super::events::{Event, Journal};
 use crate::base::error::ResultExt as _;
 use crate::base::{Error, ErrorKind, Result, Timestamp};
@@ -239,8 +239,8 @@ impl Session<'_> {
         let plan = plan.await?;
         let unfinished = Unfinished::start(guest)?;
         let made = self.make(work, &unfinished, &plan, directory, time, kept).await;
-        let Contents { disks, archive } = match made {
-            Ok(contents) => contents,
+        let (Contents { disks, archive }, published) = match made {
+            Ok(made) => made,
             Err(e) => {
                 if let Err(e) = unfinished.abandon() {
                     tracing::warn!(error = e.report(), "what the failed run wrote is left for the next one to remove");
@@ -249,11 +249,19 @@ impl Session<'_> {
             }
         };
         self.journal.tell(&Event::Published { guest: self.guest.to_string(), backup: directory.to_owned() });
-        let mut warnings = Vec::new();
-        if let Err(e) = self.note_previous(&store, guest, &disks, time) {
-            let message = format!("{PREVIOUS_INFO} was not renewed: {}", e.report());
+        let noted = match published {
+            Published::Durably => self
+                .note_previous(&store, guest, &disks, time)
+                .map_err(|e| format!("{PREVIOUS_INFO} was not renewed: {}", e.report())),
+            // What the next run goes by shall not name a backup that a loss of power may take away.
+            Published::Unsurely(e) => Err(format!(
+                "the backup {directory} is whole and can be seen, but it is not known whether it would survive a loss of power: {}",
+                e.report()
+            )),
+        };
+        let warnings: Vec<String> = noted.err().into_iter().collect();
+        for message in &warnings {
             self.journal.tell(&Event::Warning { message: message.clone() });
-            warnings.push(message);
         }
         work.close(plan).await;
         Ok(Finished { guest: self.guest.to_string(), backup: directory.to_owned(), disks, archive, warnings })
@@ -268,7 +276,7 @@ impl Session<'_> {
         directory: &str,
         time: Timestamp,
         kept: Vec<(String, Vec<u8>)>,
-    ) -> Result<Contents> {
+    ) -> Result<(Contents, Published)> {
         let mut files = Vec::new();
         for (name, bytes) in kept {
             files.push(unfinished.keep(&name, &bytes)?);
@@ -284,8 +292,8 @@ impl Session<'_> {
             archive: contents.archive.clone(),
             files,
         };
-        unfinished.publish(directory, manifest, &self.journal.text())?;
-        Ok(contents)
+        let published = unfinished.publish(directory, manifest, &self.journal.text())?;
+        Ok((contents, published))
     }
 
     /// Renews `previous-info` in a guest that has one; the data is there by now.

@@ -11,7 +11,7 @@ use crate::base::units::to_usize;
 use crate::base::{Error, ErrorKind, GuestOffset, GuestRange, Result};
 use crate::format::dirty_list;
 use crate::nbd::constants::{STATE_DIRTY, STATE_ZERO};
-use crate::nbd::{Client, Export, ExportFlags, Options, ReconnectPolicy, ServerError, Uri};
+use crate::nbd::{Client, Export, ExportFlags, Failures, Options, ReconnectPolicy, ServerError, Uri};
 use crate::storage::{OutsideDisk, read_outside};
 
 const ALLOCATION: &str = "base:allocation";
@@ -109,6 +109,8 @@ pub struct NbdSource {
     options: Options,
     /// The meta context of the bitmap that was named.
     dirty_context: Option<String>,
+    /// Whether nothing but what is dirty can be read, by what the export looks like or has shown.
+    only_dirty: bool,
 }
 
 /// A file or block device, and what is dirty in it.
@@ -120,38 +122,45 @@ pub struct FileSource {
 
 /// Bytes asked of one export and not arrived yet.
 const NBD_BYTES_IN_FLIGHT: u32 = 64 << 20;
+/// One command may take this many times as long as a server may be silent.
+const WHOLE_COMMAND: u32 = 5;
 /// Connections to one export, where the server says that they see the same disk.
 const NBD_CONNECTIONS: usize = 4;
 
-/// How an export is talked to: with patience for a connection that drops, but not without end.
-fn nbd_options() -> Options {
+/// How an export is talked to: with patience for a server that is silent or gone, but not without end.
+fn nbd_options(patience: Duration) -> Options {
     const FIRST: Duration = Duration::from_millis(100);
     const LONGEST: Duration = Duration::from_secs(5);
-    const ATTEMPTS: u32 = 10;
-    let policy = |attempt: u32, error: &Error| {
-        tracing::warn!(attempt, error = error.report(), "the connection to the source was lost");
-        (attempt <= ATTEMPTS).then(|| (FIRST * 2_u32.pow(attempt.min(16) - 1)).min(LONGEST))
+    let policy = move |failures: Failures, error: &Error| {
+        tracing::warn!(failures = failures.count, error = error.report(), "the connection to the source was lost");
+        let delay = FIRST * 2_u32.pow(failures.count.clamp(1, 16) - 1);
+        (failures.lasting < patience).then(|| delay.min(LONGEST))
     };
+    let defaults = Options::default();
     Options {
         max_bytes: NBD_BYTES_IN_FLIGHT,
         connections: NBD_CONNECTIONS,
         reconnect: Some(ReconnectPolicy::new(policy)),
-        ..Options::default()
+        handshake_timeout: defaults.handshake_timeout.min(patience),
+        stall_timeout: patience,
+        command_timeout: patience.saturating_mul(WHOLE_COMMAND),
+        ..defaults
     }
 }
 
 impl Source {
-    /// Opens a source; of an export, asks which contexts it has.
-    pub async fn open(spec: &SourceSpec) -> Result<Self> {
+    /// Opens a source; of an export, asks which contexts it has. A server may be silent or gone for as long as `patience`.
+    pub async fn open(spec: &SourceSpec, patience: Duration) -> Result<Self> {
         match spec {
             SourceSpec::Nbd { uri, bitmap } => {
                 let dirty_context = bitmap.as_ref().map(|name| format!("qemu:dirty-bitmap:{name}"));
                 // Allocation is not so much as mentioned before it is known whether the export can tell it: those that give
                 // only what is dirty cannot.
                 let contexts = vec![dirty_context.clone().unwrap_or_else(|| ALLOCATION.to_owned())];
-                let options = Options { contexts, ..nbd_options() };
+                let options = Options { contexts, ..nbd_options(patience) };
                 let client = Client::connect(uri, &options).await?;
-                Ok(Self::Nbd(Box::new(NbdSource { client, uri: Uri::clone(uri), options, dirty_context })))
+                let only_dirty = dirty_context.is_some() && !client.export().flags.has(ExportFlags::READ_ONLY);
+                Ok(Self::Nbd(Box::new(NbdSource { client, uri: Uri::clone(uri), options, dirty_context, only_dirty })))
             }
             SourceSpec::File { path, dirty } => {
                 let (path, dirty) = (path.clone(), dirty.clone());
@@ -190,11 +199,12 @@ impl Source {
     /// Whether an increment may read nothing but what is dirty.
     ///
     /// So it is with a snapshot that lives on copies made before each write, as Proxmox VE exports it: it can be written
-    /// to, for trimming, where an export for libvirt's pull backups is read-only.
+    /// to, for trimming, where an export for libvirt's pull backups is read-only. Another export shows it only when an
+    /// increment is planned.
     #[must_use]
     pub fn only_dirty(&self) -> bool {
         match self {
-            Self::Nbd(source) => source.dirty_context.is_some() && !source.export().flags.has(ExportFlags::READ_ONLY),
+            Self::Nbd(source) => source.only_dirty,
             Self::File(_) => false,
         }
     }
@@ -225,10 +235,13 @@ impl Source {
     }
 
     /// Plans an increment on a parent of `parent_size` bytes; what lies beyond that is read whatever its state.
-    pub async fn plan_incremental(&mut self, cluster: u64, parent_size: u64) -> Result<Plan> {
+    ///
+    /// There is no plan where that cannot be read because it is not dirty: the source gives [only what
+    /// is](Self::only_dirty).
+    pub async fn plan_incremental(&mut self, cluster: u64, parent_size: u64) -> Result<Option<Plan>> {
         match self {
             Self::Nbd(source) => source.plan_incremental(cluster, parent_size).await,
-            Self::File(source) => source.plan_incremental(cluster, parent_size),
+            Self::File(source) => source.plan_incremental(cluster, parent_size).map(Some),
         }
     }
 
@@ -322,15 +335,14 @@ impl NbdSource {
         planner.finish()
     }
 
-    async fn plan_incremental(&mut self, cluster: u64, parent_size: u64) -> Result<Plan> {
+    async fn plan_incremental(&mut self, cluster: u64, parent_size: u64) -> Result<Option<Plan>> {
         let Some(dirty) = self.dirty_context.clone() else {
             return Err(Error::new(ErrorKind::Usage, "an increment of an export for which no bitmap was named"));
         };
-        let read_only = self.export().flags.has(ExportFlags::READ_ONLY);
-        if read_only {
+        if !self.only_dirty {
             self.ask_for(vec![dirty.clone(), ALLOCATION.to_owned()]).await?;
         }
-        if read_only && self.export().has_context(ALLOCATION) {
+        if !self.only_dirty && self.export().has_context(ALLOCATION) {
             match self
                 .plan_by_both(&dirty, Planner::new(self.export().size, cluster, Widening::Source), parent_size)
                 .await
@@ -338,9 +350,10 @@ impl NbdSource {
                 Err(e) if ServerError::of(&e).is_some() => {
                     tracing::info!(error = e.report(), "the source does not say what is allocated");
                 }
-                planned => return planned,
+                planned => return planned.map(Some),
             }
         }
+        self.only_dirty = true;
         // Where allocation cannot be told, it must not even be selected: every status would be refused with it.
         self.ask_for(vec![dirty.clone()]).await?;
         let mut planner = Planner::new(self.export().size, cluster, Widening::Parent);
@@ -348,15 +361,13 @@ impl NbdSource {
         while let Some(batch) = walk.next().await? {
             for extent in batch.extents.first().into_iter().flatten() {
                 let dirty = extent.status & STATE_DIRTY != 0;
-                push_by_size(
-                    &mut planner,
-                    extent.range,
-                    parent_size,
-                    if dirty { Known::Wanted } else { Known::Clean },
-                )?;
+                if !dirty && extent.range.end().0 > parent_size {
+                    return Ok(None);
+                }
+                planner.push(extent.range, if dirty { Known::Wanted } else { Known::Clean })?;
             }
         }
-        planner.finish()
+        planner.finish().map(Some)
     }
 
     async fn plan_by_both(&self, dirty: &str, mut planner: Planner, parent_size: u64) -> Result<Plan> {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -48,6 +49,8 @@ pub struct Request {
     pub bytes_per_second: Option<u64>,
     /// Whether the source is told what it need not keep any more.
     pub discard_source: bool,
+    /// How long a server may be silent or gone before the run is given up.
+    pub patience: Duration,
 }
 
 /// A disk whose source is open.
@@ -135,7 +138,7 @@ fn check(request: &Request) -> Result<()> {
 async fn open_sources(request: &Request) -> Result<Vec<Opened>> {
     let mut opened = Vec::new();
     for spec in &request.disks {
-        let source = Source::open(&spec.source).await.context(|| format!("disk {}", spec.name))?;
+        let source = Source::open(&spec.source, request.patience).await.context(|| format!("disk {}", spec.name))?;
         if request.discard_source && !source.can_trim() {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -172,18 +175,27 @@ async fn plan_opened(request: &Request, store: &Store, mut disk: Opened) -> Resu
         SourceSpec::File { dirty: Some(_), .. } => Changes::List,
         SourceSpec::Nbd { bitmap: None, .. } | SourceSpec::File { dirty: None, .. } => Changes::Unnamed,
     };
-    let decision = decide(&Facts {
+    let facts = Facts {
         forced: request.full,
         parent: parent.as_ref().map(|(parent, _)| parent).map_err(String::as_str),
         size,
         changes,
         since: disk.spec.since.as_deref(),
         only_dirty: disk.source.only_dirty(),
-    });
+    };
+    let mut decision = decide(&facts);
     let cluster = 1 << CLUSTER_BITS;
-    let plan = match decision.parent() {
+    let mut increment = None;
+    if let Some(parent) = decision.parent() {
+        increment = disk.source.plan_incremental(cluster, parent.size).await?;
+        if increment.is_none() {
+            // Asked about its extents, the source has shown what it is.
+            decision = decide(&Facts { only_dirty: true, ..facts });
+        }
+    }
+    let plan = match increment {
+        Some(plan) => plan,
         None => disk.source.plan_full(cluster).await?,
-        Some(parent) => disk.source.plan_incremental(cluster, parent.size).await?,
     };
     Ok(Planned { disk, size, decision, plan: Arc::new(plan), parent })
 }

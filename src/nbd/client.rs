@@ -1,16 +1,17 @@
 //! The client: one export over one or several connections, within a budget of commands and bytes.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::connection::{Connection, Permits};
+use super::connection::{Connection, Death, Permits};
 use super::extents::{Extent, Extents};
 use super::handshake::{Established, Facts, Greeted, Haggling};
-use super::options::Options;
+use super::options::{Failures, Options};
 use super::reply::{Action, Answer, Command};
 use super::stream::Plain;
 use super::tls::Security;
@@ -92,8 +93,10 @@ struct Inner {
     connections: Mutex<Vec<Arc<Connection>>>,
     commands: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    /// Held while connections are replaced.
-    reviving: tokio::sync::Mutex<()>,
+    /// Held while connections are replaced: why that failed the last time, if it did.
+    reviving: tokio::sync::Mutex<Option<Death>>,
+    /// How often that has been tried.
+    revivals: AtomicU64,
 }
 
 /// How the default export is called in messages.
@@ -144,7 +147,8 @@ impl Client {
             connections: Mutex::new(vec![Arc::new(Connection::start(first, options))]),
             commands: Arc::new(Semaphore::new(options.max_commands.clamp(1, 1 << 16))),
             bytes: Arc::new(Semaphore::new(to_usize(u64::from(max_bytes)))),
-            reviving: tokio::sync::Mutex::new(()),
+            reviving: tokio::sync::Mutex::default(),
+            revivals: AtomicU64::new(0),
             export,
         };
         inner.connect_further().await?;
@@ -289,7 +293,19 @@ impl Inner {
     }
 
     async fn revive(&self) -> Result<()> {
-        let _alone = self.reviving.lock().await;
+        let seen = self.revivals.load(Ordering::SeqCst);
+        let mut failed = self.reviving.lock().await;
+        // Many commands fail together. Where a server takes its time to fail, they do not wait for it one after the other.
+        if let Some(death) = failed.as_ref().filter(|_| self.revivals.load(Ordering::SeqCst) != seen) {
+            return Err(death.error());
+        }
+        let revived = self.replace_lost().await;
+        *failed = revived.as_ref().err().map(Death::of);
+        self.revivals.fetch_add(1, Ordering::SeqCst);
+        revived
+    }
+
+    async fn replace_lost(&self) -> Result<()> {
         let alive = {
             let mut connections = self.connections();
             // The last one stays, dead or not, to tell why nothing can be sent.
@@ -346,7 +362,7 @@ impl Inner {
     /// Sends a command, again after a lost connection as long as the policy says so.
     async fn command(&self, command: Command, mut buffer: Vec<u8>) -> Result<Answer> {
         let bytes = if command.action == Action::Read { command.len } else { 0 };
-        let mut attempt: u32 = 0;
+        let (mut count, mut first) = (0_u32, None);
         loop {
             let permits = self.permits(bytes).await?;
             let outcome = match self.least_loaded() {
@@ -364,9 +380,10 @@ impl Inner {
                 Err(error) => error,
             };
             loop {
-                attempt = attempt.saturating_add(1);
+                count = count.saturating_add(1);
+                let lasting = first.get_or_insert_with(Instant::now).elapsed();
                 let delay = match (error.kind(), &self.options.reconnect) {
-                    (ErrorKind::Disconnected, Some(policy)) => policy.next(attempt, &error),
+                    (ErrorKind::Disconnected, Some(policy)) => policy.next(Failures { count, lasting }, &error),
                     _ => None,
                 };
                 let Some(delay) = delay else { return Err(error) };

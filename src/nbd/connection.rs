@@ -49,7 +49,7 @@ pub(super) struct Death {
 }
 
 impl Death {
-    fn of(error: &Error) -> Self {
+    pub(super) fn of(error: &Error) -> Self {
         Self { kind: error.kind(), why: error.report().into() }
     }
 

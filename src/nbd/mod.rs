@@ -19,6 +19,6 @@ pub use crate::format::nbd::{BlockSizes, ExportFlags, HeaderStyle, ServerErrno, 
 pub use client::{Client, Export};
 pub use extents::{Batch, Extent, Extents};
 pub use list::{Details, ListedExport, Listing, list};
-pub use options::{Options, ReconnectPolicy};
+pub use options::{Failures, Options, ReconnectPolicy};
 pub use reply::ServerError;
 pub use uri::{Endpoint, TlsParameters, Uri};

@@ -49,20 +49,29 @@ impl Default for Options {
     }
 }
 
-type Decide = dyn Fn(u32, &Error) -> Option<Duration> + Send + Sync;
+type Decide = dyn Fn(Failures, &Error) -> Option<Duration> + Send + Sync;
 
-/// Decides, after the `attempt`th failure in a row (from 1), how long to wait before connecting again, or to give up.
+/// The failures that one command has had in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failures {
+    /// How many; at least one.
+    pub count: u32,
+    /// For how long it has been failing.
+    pub lasting: Duration,
+}
+
+/// Decides after each failure how long to wait before connecting again, or to give up.
 #[derive(Clone)]
 pub struct ReconnectPolicy(Arc<Decide>);
 
 impl ReconnectPolicy {
     /// A policy that asks `decide`.
-    pub fn new(decide: impl Fn(u32, &Error) -> Option<Duration> + Send + Sync + 'static) -> Self {
+    pub fn new(decide: impl Fn(Failures, &Error) -> Option<Duration> + Send + Sync + 'static) -> Self {
         Self(Arc::new(decide))
     }
 
-    pub(super) fn next(&self, attempt: u32, error: &Error) -> Option<Duration> {
-        (self.0)(attempt, error)
+    pub(super) fn next(&self, failures: Failures, error: &Error) -> Option<Duration> {
+        (self.0)(failures, error)
     }
 }
 

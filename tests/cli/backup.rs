@@ -59,7 +59,6 @@ fn wrong_words_end_with_2_and_a_source_that_is_not_there_with_1_and_neither_leav
     let (store, _dir, disk) = stage();
     for args in [
         vec!["backup", "vm", "100"],
-        vec!["backup", "vm", "../x", &disk],
         vec!["backup", "vm", "100", "--disk", "nothing"],
         vec!["backup", "vm", "100", "--disk", "a=nbd://h/x,foo=1"],
         vec!["backup", "vm", "100", &disk, "--compress", "gzip"],
@@ -76,6 +75,18 @@ fn wrong_words_end_with_2_and_a_source_that_is_not_there_with_1_and_neither_leav
         assert!(ran.stderr.contains("disk d"), "{}", ran.stderr);
     }
     assert!(!store.path().join("100").exists());
+}
+
+#[test]
+fn a_guests_id_that_leads_elsewhere_is_refused_by_its_name() {
+    let (store, dir, disk) = stage();
+    let beside = crate::names(dir.path());
+    for id in ["../x", "..", "a/b", "/tmp/x", ".hidden", ""] {
+        let ran = store.annals(&["backup", "vm", id, &disk]);
+        assert_eq!(ran.code, Some(1), "{id:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("'{id}' is not a guest's id")), "{id:?}: {}", ran.stderr);
+    }
+    assert!(crate::names(store.path()).is_empty() && crate::names(dir.path()) == beside);
 }
 
 #[test]

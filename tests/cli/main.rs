@@ -20,6 +20,17 @@ fn all<'a>(array: &'a Value, key: &str) -> Vec<&'a str> {
     elements.iter().map(|element| element[key].as_str().unwrap_or_else(|| panic!("no {key}: {element}"))).collect()
 }
 
+/// What lies in a directory.
+fn names(dir: &std::path::Path) -> Vec<String> {
+    let mut names: Vec<String> = dir
+        .read_dir()
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
+        .collect();
+    names.sort();
+    names
+}
+
 /// The names of a guest's backups.
 fn backups(store: &TestStore, guest: &str) -> Vec<String> {
     let listed = store.annals(&["list", guest, "--json"]).json();

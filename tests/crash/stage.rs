@@ -82,6 +82,7 @@ impl Stage {
             zstd: None,
             bytes_per_second: None,
             discard_source: false,
+            patience: std::time::Duration::from_secs(60),
         }
     }
 

@@ -3,6 +3,8 @@
 // A test fails by panicking, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
+#[path = "../support/fake_nbd.rs"]
+mod fake_nbd;
 #[path = "../support/fleece.rs"]
 mod fleece;
 #[path = "../support/nbd_servers.rs"]
@@ -11,8 +13,12 @@ mod nbd_servers;
 mod scene;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/watched.rs"]
+mod watched;
 
 mod commit;
 mod files;
 mod history;
+mod lies;
+mod lost;
 mod servers;

@@ -324,7 +324,7 @@ fn a_server_killed_in_the_middle_and_started_again_is_read_to_the_end() {
     let mut server = Server::new();
     let arguments = ["--filter=delay", "pattern", "3M", "delay-read=20ms"];
     server.nbdkit(&arguments);
-    let policy = ReconnectPolicy::new(|attempt, _| (attempt < 2000).then_some(Duration::from_millis(10)));
+    let policy = ReconnectPolicy::new(|failures, _| (failures.count < 2000).then_some(Duration::from_millis(10)));
     let again = Options { reconnect: Some(policy), max_commands: 2, ..options() };
     run(async {
         let client = open(&server.uri(""), &again).await;

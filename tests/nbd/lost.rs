@@ -12,7 +12,7 @@ use crate::{connect, failed_read, options, range, run};
 
 /// Reconnects up to `times` in a row, at once.
 fn again(times: u32) -> Options {
-    let policy = ReconnectPolicy::new(move |attempt, _| (attempt <= times).then_some(Duration::from_millis(1)));
+    let policy = ReconnectPolicy::new(move |failures, _| (failures.count <= times).then_some(Duration::from_millis(1)));
     Options { reconnect: Some(policy), ..options() }
 }
 
@@ -165,10 +165,10 @@ fn with_a_policy_commands_go_on_after_a_lost_connection() {
 fn a_policy_that_gives_up_is_obeyed() {
     let asked = Arc::new(AtomicU32::new(0));
     let counter = Arc::clone(&asked);
-    let policy = ReconnectPolicy::new(move |attempt, error| {
+    let policy = ReconnectPolicy::new(move |failures, error| {
         assert_eq!(error.kind(), ErrorKind::Disconnected);
-        counter.store(attempt, Ordering::SeqCst);
-        (attempt < 3).then_some(Duration::from_millis(1))
+        counter.store(failures.count, Ordering::SeqCst);
+        (failures.count < 3).then_some(Duration::from_millis(1))
     });
     let server = dropping(100);
     run(async {
@@ -176,6 +176,37 @@ fn a_policy_that_gives_up_is_obeyed() {
         assert_eq!(client.read(range(0, 512), Vec::new()).await.unwrap_err().kind(), ErrorKind::Disconnected);
     });
     assert_eq!(asked.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn many_commands_wait_together_for_a_server_that_takes_its_time_to_fail() {
+    // It serves nothing, drops the first connection, and then greets nobody any more.
+    let server = FakeServer::start(|session| {
+        if session.number > 0 {
+            return session.wait_for_end();
+        }
+        session.handshake(&Offer::default())?;
+        session.request().map(|_| ())
+    });
+    run(async {
+        let policy = ReconnectPolicy::new(|failures, _| {
+            (failures.lasting < Duration::from_millis(300)).then_some(Duration::from_millis(1))
+        });
+        let limits = Options { handshake_timeout: Duration::from_millis(500), reconnect: Some(policy), ..options() };
+        let client = connect(&server, &limits).await;
+        let began = Instant::now();
+        let reads: Vec<_> = (0..32)
+            .map(|i| {
+                let client = client.clone();
+                tokio::spawn(async move { client.read(range(i * 512, 512), Vec::new()).await })
+            })
+            .collect();
+        for read in reads {
+            assert_eq!(read.await.unwrap().unwrap_err().kind(), ErrorKind::Disconnected);
+        }
+        // One after the other, they would have waited for half a second each.
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    });
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! A fake NBD server on a Unix domain socket: it plays the handshake honestly as far as a test lets it, and then whatever
 //! the test's script says, byte for byte.
 
+// Each test binary compiles this for itself and uses a part of it.
+#![allow(dead_code)]
+
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -81,6 +84,8 @@ pub(crate) struct Session {
     /// The how many-eth connection it is, from 0.
     pub(crate) number: usize,
     extended: bool,
+    /// The ids of the contexts that the client has selected.
+    pub(crate) selected: Vec<u32>,
 }
 
 impl Session {
@@ -162,8 +167,12 @@ impl Session {
                 }
                 nbd::OPT_STRUCTURED_REPLY if offer.structured => self.reply(option, nbd::REP_ACK, b"")?,
                 nbd::OPT_SET_META_CONTEXT | nbd::OPT_LIST_META_CONTEXT if offer.structured || offer.extended => {
+                    self.selected.clear();
                     for (id, name) in &offer.contexts {
                         let asked = data.windows(name.len()).any(|window| window == name.as_bytes());
+                        if asked {
+                            self.selected.push(*id);
+                        }
                         if asked || option == nbd::OPT_LIST_META_CONTEXT {
                             self.reply(option, nbd::REP_META_CONTEXT, &[&id.to_be_bytes(), name.as_bytes()].concat())?;
                         }
@@ -292,6 +301,57 @@ impl Session {
     }
 }
 
+/// The ids of the contexts in [`Offer::backup`].
+pub(crate) const ALLOCATION: u32 = 7;
+pub(crate) const DIRTY: u32 = 8;
+/// The fake disk's dirty range in [`Session::serve_backup`].
+pub(crate) const CHANGED: std::ops::Range<u64> = 65536..196_608;
+
+impl Offer {
+    /// What a source of backups offers: allocation and the dirty bitmap `bm`.
+    pub(crate) fn backup() -> Self {
+        // Read-only, as libvirt's are.
+        Self { flags: 3, ..Self::default() }
+            .with_contexts(&[(ALLOCATION, "base:allocation"), (DIRTY, "qemu:dirty-bitmap:bm")])
+    }
+}
+
+impl Session {
+    /// The honest answer to a block status: all is data, and [`CHANGED`] is dirty.
+    pub(crate) fn answer_status(&mut self, asked: Asked) -> io::Result<()> {
+        let end = asked.offset + asked.len;
+        let cuts = [asked.offset, CHANGED.start, CHANGED.end, end].map(|cut| cut.clamp(asked.offset, end));
+        let selected = self.selected.clone();
+        for (index, id) in selected.iter().enumerate() {
+            let extents: Vec<_> = if *id == DIRTY {
+                cuts.windows(2).zip([0, 1, 0]).map(|(cut, status)| (cut[1] - cut[0], status)).collect()
+            } else {
+                vec![(asked.len, 0)]
+            };
+            let extents: Vec<_> = extents.into_iter().filter(|(len, _)| *len > 0).collect();
+            self.status(asked, index + 1 == selected.len(), *id, &extents)?;
+        }
+        Ok(())
+    }
+
+    /// The honest answer to whatever a backup asks.
+    pub(crate) fn answer(&mut self, offer: &Offer, asked: Asked) -> io::Result<()> {
+        match asked.command {
+            nbd::CMD_READ => self.answer_read(offer, asked),
+            nbd::CMD_BLOCK_STATUS => self.answer_status(asked),
+            other => panic!("a backup asks for command {other}"),
+        }
+    }
+
+    /// Answers a backup honestly until it leaves.
+    pub(crate) fn serve_backup(&mut self, offer: &Offer) -> io::Result<()> {
+        loop {
+            let asked = self.request()?;
+            self.answer(offer, asked)?;
+        }
+    }
+}
+
 /// A running fake server.
 pub(crate) struct FakeServer {
     directory: tempfile::TempDir,
@@ -317,7 +377,7 @@ impl FakeServer {
                 let number = counter.fetch_add(1, Ordering::SeqCst);
                 let script = Arc::clone(&script);
                 sessions.push(std::thread::spawn(move || {
-                    let _ = script(&mut Session { stream, number, extended: false });
+                    let _ = script(&mut Session { stream, number, extended: false, selected: Vec::new() });
                 }));
             }
             let failed = sessions.into_iter().filter_map(|session| session.join().err()).count();

@@ -56,6 +56,7 @@ impl Scene {
             zstd: None,
             bytes_per_second: None,
             discard_source: false,
+            patience: std::time::Duration::from_secs(60),
         }
     }
 

@@ -8,10 +8,9 @@ use serde::Serialize;
 use super::super::Outcome;
 use super::super::args::Global;
 use super::super::output::{Output, printable, size};
-use super::common::{Files, Rate, listen_to_signals};
+use super::common::{Files, Rate, guest_id, listen_to_signals};
 use super::progress::Progress;
 use crate::base::Result;
-use crate::catalog::GuestId;
 use crate::ingest::container::{self, ArchivePlan, FormatChoice, Pattern, Request};
 use crate::ingest::{Finished, Interrupt};
 use crate::storage::write::Direct;
@@ -29,7 +28,7 @@ use crate::storage::write::Direct;
 pub(super) struct Args {
     /// The guest's id: the name of its directory in the store
     #[arg(value_name = "GUEST")]
-    guest: GuestId,
+    guest: String,
     /// The top of the container's tree
     #[arg(value_name = "PATH")]
     tree: PathBuf,
@@ -55,7 +54,7 @@ pub(super) fn run(args: Args, global: &Global, output: &Output) -> Result<Outcom
     let dry_run = args.dry_run;
     let request = Request {
         store: global.store_path()?.to_owned(),
-        guest: args.guest,
+        guest: guest_id(&args.guest)?,
         tree: args.tree,
         format: args.format,
         excludes: args.excludes,

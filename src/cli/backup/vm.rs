@@ -2,16 +2,16 @@
 
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::super::Outcome;
 use super::super::args::Global;
 use super::super::output::{Output, printable, size};
-use super::common::{Files, Rate, listen_to_signals};
+use super::common::{Files, Rate, guest_id, listen_to_signals};
 use super::progress::Progress;
 use crate::base::{Error, ErrorKind, Result};
-use crate::catalog::GuestId;
 use crate::ingest::{self, DiskSpec, Finished, Interrupt, PlannedDisk, Request};
 use crate::storage::write::Direct;
 
@@ -25,7 +25,7 @@ use crate::storage::write::Direct;
 pub(super) struct Args {
     /// The guest's id: the name of its directory in the store
     #[arg(value_name = "GUEST")]
-    guest: GuestId,
+    guest: String,
     /// A disk: its name and an NBD URI, a raw file or a block device; of an export, bitmap=B names the dirty bitmap to go by, of a file,
     /// dirty=FILE a list of changed ranges (a line OFFSET LENGTH each); since=ID says from which checkpoint on those count, and must
     /// be the one of the disk's latest backup. Give it once for each disk
@@ -48,6 +48,9 @@ pub(super) struct Args {
     /// Tell the source to discard what has been read and written; it cannot be read a second time then
     #[arg(long)]
     discard_source: bool,
+    /// Give up when a source has been silent or gone for so many seconds; until then, a lost connection is made anew
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
     /// Only say what would be read and why
     #[arg(long)]
     dry_run: bool,
@@ -105,7 +108,7 @@ pub(super) fn run(args: Args, global: &Global, output: &Output) -> Result<Outcom
 fn request(args: Args, global: &Global) -> Result<Request> {
     Ok(Request {
         store: global.store_path()?.to_owned(),
-        guest: args.guest,
+        guest: guest_id(&args.guest)?,
         disks: args.disks,
         files: args.files.kept(),
         checkpoint: args.checkpoint,
@@ -113,6 +116,7 @@ fn request(args: Args, global: &Global) -> Result<Request> {
         zstd: args.compress.0,
         bytes_per_second: args.bwlimit.map(|Rate(bytes)| bytes),
         discard_source: args.discard_source,
+        patience: Duration::from_secs(args.timeout),
     })
 }
 

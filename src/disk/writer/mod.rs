@@ -89,7 +89,7 @@ impl ImageWriter {
         if !options.size.is_multiple_of(SECTOR) || tables > MAX_L1_ENTRIES {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("an image for a disk of {} bytes, with clusters of {}", options.size, geometry.cluster_size()),
+                format!("no image holds a disk of {} bytes in clusters of {}", options.size, geometry.cluster_size()),
             ));
         }
         // An image without an L1 table is one that some programs do not open.
