@@ -29,7 +29,7 @@ fn lie(kind: Kind, words: &[&str], script: impl Fn(&mut Session) -> io::Result<(
     let server = FakeServer::start(script);
     let more = if kind == Kind::Increment { ",bitmap=bm" } else { "" };
     let disk = format!("vda={}{more}", server.uri("vda"));
-    let ended = Watched::start(&scene.store(), &["backup", "vm", "100", "--disk", &disk, "--timeout", "2"]).end();
+    let ended = Watched::start(&scene.store(), &["backup", "vm", "100", "--disk", &disk, "--timeout", "1"]).end();
     println!("{}", ended.stderr);
     failed_in_order(&scene, &first, &before, &ended, &[&["disk vda", "vda"], words].concat());
     assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
