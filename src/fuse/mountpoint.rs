@@ -30,9 +30,10 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Whether the error is what a mount answers whose daemon is gone.
+/// Whether the error is what a mount answers whose daemon is gone (`ENOTCONN`), or was killed before it could answer
+/// this very request (`ECONNABORTED`).
 pub(super) fn is_stale(error: &io::Error) -> bool {
-    error.raw_os_error().map(Errno::from_raw_os_error) == Some(Errno::NOTCONN)
+    matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
 /// Fails with what to do when `path` (made [absolute](resolve)) is not a directory that can be mounted on.
