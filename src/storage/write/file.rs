@@ -3,23 +3,32 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::Advice;
 use rustix::io::Errno;
 
 use super::{Change, Medium};
 use crate::base::{Error, HostOffset, Result};
 
+/// How many bytes are written before the kernel is asked to start bringing them to the medium.
+const WRITEBACK_WINDOW: u64 = 8 << 20;
+
 /// A file that this process made and has not given its final place yet.
+///
+/// What is written in order goes to the medium all the while, so that little is left for [`sync`](Self::sync) to wait for.
 #[derive(Debug)]
 pub struct NewFile {
     fd: OwnedFd,
     path: PathBuf,
     medium: Arc<dyn Medium>,
+    /// Everything before this offset is on its way to the medium, if it was written in order.
+    on_its_way: AtomicU64,
 }
 
 impl NewFile {
     pub(super) fn new(fd: OwnedFd, path: PathBuf, medium: Arc<dyn Medium>) -> Self {
-        Self { fd, path, medium }
+        Self { fd, path, medium, on_its_way: AtomicU64::new(0) }
     }
 
     /// Where it is, for messages.
@@ -40,7 +49,18 @@ impl NewFile {
                 Err(e) => return Err(self.failed("write to", e)),
             }
         }
+        self.start_writeback(at.saturating_add(bytes.len() as u64));
         Ok(())
+    }
+
+    /// Has the kernel begin to write what lies before `end`, a window at a time, without waiting for it.
+    fn start_writeback(&self, end: HostOffset) {
+        let start = self.on_its_way.load(Ordering::Relaxed);
+        let Some(length) = end.0.checked_sub(start).filter(|length| *length >= WRITEBACK_WINDOW) else { return };
+        self.on_its_way.store(end.0, Ordering::Relaxed);
+        // Linux begins to write dirty pages of which it is told that they will not be needed (and drops clean ones).
+        // Only advice: when it is not taken, `sync` waits longer.
+        let _ = rustix::fs::fadvise(&self.fd, start, std::num::NonZeroU64::new(length), Advice::DontNeed);
     }
 
     /// Returns when the bytes and the size are on the medium.
