@@ -55,10 +55,10 @@ deny:
 shellcheck:
 	shellcheck $(scripts)
 
-bench: ## compare with QEMU's export and the native file; prints a table and keeps it in docs/
+bench: ## compare with QEMU, nbdcopy, ratarmount, squashfuse and native files; keeps the table in docs/ (PARTS='disk many backup tree')
 	@$(setup) bench
 	cargo build --release --locked --workspace
-	tests/bench/run.sh
+	tests/bench/run.sh $(PARTS)
 
 demo: ## make a small store of a real guest disk, mount it, get a file back, clean up
 	@$(setup) demo

@@ -8,8 +8,11 @@ use crate::Scale;
 use crate::support::random::Random;
 use crate::support::tools::{feed, run};
 
-const CLUSTER: u64 = 64 << 10;
+pub(crate) const CLUSTER: u64 = 64 << 10;
 const GUEST: &str = "100";
+const FLAT_GUEST: &str = "101";
+/// How deep the chain is whose disk there is in one layer too.
+pub(crate) const FLAT_DEPTH: usize = 100;
 
 /// A store with one guest whose one disk has a chain of [`Scale::depth`] layers. Every shorter chain is a part of it.
 pub(crate) struct Chain {
@@ -33,7 +36,7 @@ impl Chain {
             let image = chain.image(depth);
             let image = image.to_str().unwrap();
             if depth == 1 {
-                base(&store.join("base"), scale.disk, clusters, &mut random);
+                base(&store.join("base"), scale.disk, &mut random);
                 run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", store.join("base").to_str().unwrap(), image]);
                 std::fs::remove_file(store.join("base")).unwrap();
                 continue;
@@ -51,6 +54,10 @@ impl Chain {
             let below = format!("../qemu-{}/drive-scsi0.qcow2", name_of(depth - 1));
             run("qemu-img", &["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &below, image]);
         }
+        let flat = store.join(FLAT_GUEST).join(format!("qemu-{}", name_of(FLAT_DEPTH)));
+        std::fs::create_dir_all(&flat).unwrap();
+        let (image, flat) = (chain.image(FLAT_DEPTH), flat.join("drive-scsi0.qcow2"));
+        run("qemu-img", &["convert", "-f", "qcow2", "-O", "qcow2", image.to_str().unwrap(), flat.to_str().unwrap()]);
         chain
     }
 
@@ -59,7 +66,12 @@ impl Chain {
         self.store.join(GUEST).join(format!("qemu-{}", self.backups[depth - 1])).join("drive-scsi0.qcow2")
     }
 
-    /// Where the mount shows that disk.
+    /// Where the mount shows the disk of the chain of [`FLAT_DEPTH`], from an image of one layer.
+    pub(crate) fn shown_flat(&self, mountpoint: &Path) -> PathBuf {
+        mountpoint.join(FLAT_GUEST).join(&self.backups[FLAT_DEPTH - 1]).join("drive-scsi0.raw")
+    }
+
+    /// Where the mount shows the disk of the chain of this depth.
     pub(crate) fn shown(&self, mountpoint: &Path, depth: usize) -> PathBuf {
         mountpoint.join(GUEST).join(&self.backups[depth - 1]).join("drive-scsi0.raw")
     }
@@ -71,7 +83,9 @@ pub(crate) fn name_of(depth: usize) -> String {
     format!("2024-{:02}-{:02}T{hour:02}-00-00Z", 1 + day / 28, 1 + day % 28)
 }
 
-fn base(path: &Path, size: u64, clusters: u64, random: &mut Random) {
+/// A raw disk of which half of the clusters hold random bytes, in runs of 1 to 64 clusters, the rest holes.
+pub(crate) fn base(path: &Path, size: u64, random: &mut Random) {
+    let clusters = size / CLUSTER;
     let file = File::create(path).unwrap();
     file.set_len(size).unwrap();
     let mut at = 0;

@@ -89,6 +89,7 @@ fn tell(scale: Scale, times: &[Vec<f64>; 5], report: &mut Report) {
 }
 
 pub(crate) fn run(work: &Path, scale: Scale, report: &mut Report) {
+    report.section("A store of many backups", "Each backup has one small disk.");
     make(&work.join("many"), scale);
     let times = visit(work, scale);
     tell(scale, &times, report);

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use crate::Scale;
-use crate::sides::CACHE;
 use crate::support::tools::{command, run};
 
 /// One figure that was to be reached.
@@ -13,19 +12,31 @@ pub(crate) struct Row {
 }
 
 impl Row {
+    /// A ratio that is to be at least `target`.
+    pub(crate) fn at_least(figure: &str, target: f64, of: &str, ratio: f64) -> Self {
+        Self::new(figure, &format!("≥ {target} × {of}"), &format!("{ratio:.2} ×"), ratio >= target)
+    }
+
     pub(crate) fn new(figure: &str, target: &str, measured: &str, met: bool) -> Self {
         let verdict = if met { "yes" } else { "**no**" };
         Self { text: format!("| {figure} | {target} | {measured} | {verdict} |"), met }
     }
 }
 
+/// What belongs to one part of the run.
+struct Section {
+    title: String,
+    intro: String,
+    rows: Vec<Row>,
+    notes: Vec<String>,
+    tables: Vec<(String, String)>,
+}
+
 pub(crate) struct Report {
     head: String,
     /// How busy the machine was before anything was measured.
     load: String,
-    rows: Vec<Row>,
-    notes: Vec<String>,
-    tables: Vec<(String, String)>,
+    sections: Vec<Section>,
 }
 
 impl Report {
@@ -34,54 +45,72 @@ impl Report {
             "# Benchmarks\n\n\
              Written by `make bench` on {date}, annals {version}; the next run writes it anew.\n\n\
              Machine: {machine}, {kernel}; the images on {file_system}. {qemu}.\n\n\
-             A disk of {disk} MiB, half of it random bytes; each layer up to the hundredth rewrites 1 % of its clusters. The native raw file,\n\
-             qemu-storage-daemon's FUSE export and the mount (`--cache-size {CACHE}`) take turns, {turns} each; every daemon is started anew\n\
-             for its turn. *Cold* is right after the kernel's caches were emptied. A ratio is the median of those of neighbouring turns.\n\
-             Absolute figures hold for this machine and this hour alone.\n",
+             All sides take turns, {turns} each; every daemon is started anew for its turn. *Cold* is right after the kernel's caches\n\
+             were emptied. A ratio is the median of those of neighbouring turns. Absolute figures hold for this machine and this hour\n\
+             alone.\n",
             date = run("date", &["-u", "+%Y-%m-%d"]).trim(),
             version = env!("CARGO_PKG_VERSION"),
             machine = machine(),
-            kernel = run("uname", &["-sr"]).trim(),
+            kernel = kernel(),
             file_system = run("df", &["--output=fstype", work.to_str().unwrap()]).lines().nth(1).unwrap_or_default(),
             qemu = run("qemu-storage-daemon", &["--version"]).lines().next().unwrap_or_default(),
-            disk = scale.disk >> 20,
             turns = scale.turns,
         );
-        Self { head, load: load(), rows: Vec::new(), notes: Vec::new(), tables: Vec::new() }
+        Self { head, load: load(), sections: Vec::new() }
+    }
+
+    /// Begins a part: what follows belongs to it.
+    pub(crate) fn section(&mut self, title: &str, intro: &str) {
+        self.sections.push(Section {
+            title: title.to_owned(),
+            intro: intro.to_owned(),
+            rows: Vec::new(),
+            notes: Vec::new(),
+            tables: Vec::new(),
+        });
+    }
+
+    fn current(&mut self) -> &mut Section {
+        self.sections.last_mut().expect("a part has begun")
     }
 
     pub(crate) fn row(&mut self, row: Row) {
         eprintln!("{}", row.text);
-        self.rows.push(row);
+        self.current().rows.push(row);
     }
 
     pub(crate) fn note(&mut self, note: &str) {
-        self.notes.push(note.to_owned());
+        self.current().notes.push(note.to_owned());
     }
 
     pub(crate) fn table(&mut self, title: &str, text: String) {
-        self.tables.push((title.to_owned(), text));
+        self.current().tables.push((title.to_owned(), text));
     }
 
     pub(crate) fn page(&self) -> String {
-        let mut page = format!("{}\n| figure | to reach | measured | met |\n| --- | --- | --- | --- |\n", self.head);
-        for row in &self.rows {
-            page.push_str(&row.text);
-            page.push('\n');
-        }
-        let met = self.rows.iter().filter(|row| row.met).count();
-        page.push_str(&format!("\n{met} of {} met.\n", self.rows.len()));
-        page.push_str(&format!(
-            "\nLoad of the machine over the last minute: {} before the run, {} after it. Before a run it should be near 0, or others\n\
-             had a share of what was measured.\n",
+        let rows = || self.sections.iter().flat_map(|section| &section.rows);
+        let met = rows().filter(|row| row.met).count();
+        let mut page = format!(
+            "{}\n{met} of {} figures met. Load of the machine over the last minute: {} before the run, {} after it; before a run it\n\
+             should be near 0, or others had a share of what was measured.\n",
+            self.head,
+            rows().count(),
             self.load,
             load()
-        ));
-        for note in &self.notes {
-            page.push_str(&format!("\n{note}\n"));
-        }
-        for (title, text) in &self.tables {
-            page.push_str(&format!("\n## {title}\n\n{text}"));
+        );
+        for section in &self.sections {
+            page.push_str(&format!("\n## {}\n\n{}\n", section.title, section.intro));
+            page.push_str("\n| figure | to reach | measured | met |\n| --- | --- | --- | --- |\n");
+            for row in &section.rows {
+                page.push_str(&row.text);
+                page.push('\n');
+            }
+            for note in &section.notes {
+                page.push_str(&format!("\n{note}\n"));
+            }
+            for (title, text) in &section.tables {
+                page.push_str(&format!("\n### {title}\n\n{text}"));
+            }
         }
         page
     }
@@ -91,6 +120,12 @@ impl Report {
 fn load() -> String {
     let all = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     all.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// The kernel's version, without what its builder added to it.
+fn kernel() -> String {
+    let version = run("uname", &["-r"]);
+    format!("Linux {}", version.trim().split('-').next().unwrap_or_default())
 }
 
 fn machine() -> String {

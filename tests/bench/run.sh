@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Runs the benchmark and leaves nothing behind, also when it is interrupted: no process, no mount, no image.
+#
+#   run.sh [PART...]: only these parts (disk, many, backup, tree); the page in docs/ is then left as it is.
 set -euo pipefail
 
 cd "$(dirname "$(readlink -f "$0")")/../.."
@@ -19,4 +21,4 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 
-cargo bench --locked --quiet --bench mount
+cargo bench --locked --quiet --bench side_by_side -- "$@"

@@ -55,8 +55,7 @@ impl Side {
             Self::Annals => {
                 let mountpoint = work.join("mnt");
                 std::fs::create_dir_all(&mountpoint).unwrap();
-                let daemon = mount(&chain.store, &mountpoint);
-                Served { disk: chain.shown(&mountpoint, depth), daemon: Some(daemon) }
+                serve_store(&chain.store, &mountpoint, chain.shown(&mountpoint, depth))
             }
         }
     }
@@ -67,8 +66,15 @@ pub(crate) fn annals() -> &'static str {
     env!("CARGO_BIN_EXE_annals")
 }
 
-fn mount(store: &Path, mountpoint: &Path) -> Daemon {
+/// Where a mount keeps what it derives from archives, so that nobody else's is used or left behind.
+pub(crate) fn cache_of(mountpoint: &Path) -> PathBuf {
+    mountpoint.with_extension("cache")
+}
+
+/// Mounts a store for as long as what this returns is there; `disk` is what is looked at in it.
+pub(crate) fn serve_store(store: &Path, mountpoint: &Path, disk: PathBuf) -> Served {
     let process = command(annals())
+        .env("XDG_CACHE_HOME", cache_of(mountpoint))
         .arg("--store")
         .arg(store)
         .args(["mount", "--foreground", "--cache-size", CACHE])
@@ -78,7 +84,7 @@ fn mount(store: &Path, mountpoint: &Path) -> Daemon {
         .expect("annals starts");
     let daemon = Daemon { process, mountpoint: mountpoint.to_owned() };
     wait_for("the mount", || mountpoint.join(".annals").exists());
-    daemon
+    Served { disk, daemon: Some(daemon) }
 }
 
 fn wait_for(what: &str, ready: impl Fn() -> bool) {
@@ -100,6 +106,11 @@ fn raw(chain: &Chain, depth: usize, work: &Path) -> PathBuf {
 }
 
 impl Served {
+    /// Where the mount is, when it is one.
+    pub(crate) fn mountpoint(&self) -> Option<&Path> {
+        self.daemon.as_ref().map(|daemon| daemon.mountpoint.as_path())
+    }
+
     /// What the process that serves the disk has in memory, in KiB: now, and at most so far. `None`: the kernel serves it.
     pub(crate) fn resident(&self) -> Option<(u64, u64)> {
         let daemon = self.daemon.as_ref()?;

@@ -3,6 +3,9 @@
 //! A guest writes to a disk through one export. At a checkpoint a copy-before-write job freezes the disk's content in a scratch image,
 //! which another, read-only export shows together with a bitmap of what has changed since an earlier checkpoint.
 
+// Each test binary compiles this for itself and uses a part of it.
+#![allow(dead_code)]
+
 use serde_json::{Value, json};
 
 use crate::nbd_servers::StorageDaemon;

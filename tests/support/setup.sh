@@ -81,7 +81,12 @@ need_to_test() {
 need_to_bench() {
     need_to_demo
     need qemu-storage-daemon qemu-daemon
+    need qemu-nbd qemu
     need fio fio
+    need nbdkit nbdkit
+    need nbdcopy libnbd-bin
+    need mksquashfs squashfs-tools
+    need squashfuse_ll squashfuse
 }
 
 # need_cargo NAME VERSION: a cargo subcommand; the version is the one that was tried, any other that is there already will do.

@@ -13,7 +13,8 @@ pub(crate) fn have(programs: &[&str]) -> bool {
     super::needs::needs(missing.is_empty(), &format!("{missing:?}, which this machine does not have"))
 }
 
-fn exists(program: &str) -> bool {
+/// Whether this program is there.
+pub(crate) fn exists(program: &str) -> bool {
     search_path().split(':').any(|dir| Path::new(dir).join(program).is_file())
 }
 
