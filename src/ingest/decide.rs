@@ -49,6 +49,8 @@ pub struct Facts<'a> {
     pub since: Option<&'a str>,
     /// Whether nothing but what is dirty can be read.
     pub only_dirty: bool,
+    /// The most layers that a chain is to have.
+    pub max_layers: usize,
 }
 
 /// What is made of a disk, and why.
@@ -88,8 +90,14 @@ impl Decision {
     }
 }
 
-/// Chains are kept this far below the most layers that a reader takes.
-const MOST_LAYERS: usize = 9_000;
+/// The most layers that a chain has when nobody says otherwise.
+///
+/// A layer's backing name is `../qemu-2024-11-07T16-51-22Z/…`, and QEMU strings those of a whole chain together, without shortening
+/// them, to the name under which it opens the lowest layer (`path_combine` in its block layer): 29 bytes a layer, and Linux takes names
+/// of up to 4096. So some 140 layers would open with `qemu-img`; this leaves a kilobyte for the name of the store.
+pub const MAX_LAYERS: usize = 100;
+/// The most that can be asked for: somewhat below what the readers of this program take.
+pub const MOST_MAX_LAYERS: usize = 9_000;
 
 /// Decides about one disk.
 #[must_use]
@@ -138,8 +146,8 @@ fn why_full<'a>(facts: &Facts<'a>) -> Result<(&'a ParentDisk, String), String> {
             parent.size, facts.size
         ));
     }
-    if parent.depth >= MOST_LAYERS {
-        return Err(format!("the chain has {} layers", parent.depth));
+    if parent.depth >= facts.max_layers {
+        return Err(format!("the chain has {} layers, and {} is the most it may have", parent.depth, facts.max_layers));
     }
     let grown = if facts.size > parent.size {
         format!("; the disk has grown from {} bytes", parent.size)
@@ -171,6 +179,7 @@ mod tests {
             changes: Changes::Bitmap("b"),
             since: None,
             only_dirty: false,
+            max_layers: 4,
         }
     }
 
@@ -199,7 +208,7 @@ mod tests {
     fn whatever_makes_an_increment_wrong_makes_it_a_full_backup_and_says_why() {
         let parent = parent();
         let nameless = ParentDisk { checkpoint: None, ..parent.clone() };
-        let deep = ParentDisk { depth: MOST_LAYERS, ..parent.clone() };
+        let deep = ParentDisk { depth: 4, ..parent.clone() };
         for (facts, why) in [
             (Facts { forced: true, ..facts(&parent) }, "asked for"),
             (Facts { changes: Changes::Unnamed, ..facts(&parent) }, "no bitmap"),
@@ -209,7 +218,7 @@ mod tests {
             (Facts { since: Some("cp1"), ..facts(&nameless) }, "records none"),
             (Facts { size: 512, ..facts(&parent) }, "shrunk"),
             (Facts { size: 2 << 30, only_dirty: true, ..facts(&parent) }, "grown"),
-            (facts(&deep), "layers"),
+            (facts(&deep), "has 4 layers, and 4 is the most"),
         ] {
             let reason = full(facts);
             assert!(reason.contains(why), "{reason}");

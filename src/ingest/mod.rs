@@ -16,6 +16,7 @@ pub mod source;
 mod transfer;
 mod vm;
 
+pub use decide::{MAX_LAYERS, MOST_MAX_LAYERS};
 pub use events::{Event, Listener, PlannedDisk};
 pub use session::{Finished, Interrupt, KeptFile};
 pub use source::DiskSpec;

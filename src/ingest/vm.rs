@@ -43,6 +43,8 @@ pub struct Request {
     pub checkpoint: Option<String>,
     /// Every disk in full.
     pub full: bool,
+    /// The most layers that a chain is to have; a disk whose chain has as many starts afresh.
+    pub max_layers: usize,
     /// The zstd level at which clusters are compressed; without one they are not.
     pub zstd: Option<i32>,
     /// The most bytes a second to read, of all disks together.
@@ -182,6 +184,7 @@ async fn plan_opened(request: &Request, store: &Store, mut disk: Opened) -> Resu
         changes,
         since: disk.spec.since.as_deref(),
         only_dirty: disk.source.only_dirty(),
+        max_layers: request.max_layers,
     };
     let mut decision = decide(&facts);
     let cluster = 1 << CLUSTER_BITS;

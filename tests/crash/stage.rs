@@ -79,6 +79,7 @@ impl Stage {
             files: vec![KeptFile { name: "guest.conf".into(), path: dir.join("config") }],
             checkpoint: Some(checkpoint.to_owned()),
             full: false,
+            max_layers: annals::ingest::MAX_LAYERS,
             zstd: None,
             bytes_per_second: None,
             discard_source: false,

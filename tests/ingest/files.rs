@@ -3,10 +3,11 @@
 use std::fs;
 
 use annals::base::ErrorKind;
-use annals::ingest::{Event, dry_run};
+use annals::ingest::{Event, MAX_LAYERS, dry_run};
 
 use crate::scene::{CLUSTER, Scene, assert_same, put};
 use crate::support::random::Random;
+use crate::support::tools::{have, run};
 
 const MIB: usize = 1 << 20;
 
@@ -203,4 +204,40 @@ fn what_is_no_disk_or_no_list_is_refused_before_anything_is_made() {
         let e = scene.run(&scene.request(&disks)).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Usage, "{disks:?}");
     }
+}
+
+#[test]
+fn a_chain_ends_where_qemu_would_not_open_a_longer_one() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let scene = Scene::new();
+    let bytes = noise(9, 4 * CLUSTER as usize);
+    let raw = scene.raw("disk", &bytes);
+    // All layers but the last, each a second older than the next, with names of the usual length.
+    for layer in 1..MAX_LAYERS {
+        let name = |layer: usize| format!("qemu-2024-11-07T16-{:02}-{:02}Z", layer / 60, layer % 60);
+        let dir = scene.guest().join(name(layer));
+        fs::create_dir_all(&dir).unwrap();
+        let image = dir.join("d.qcow2");
+        let image = image.to_str().unwrap();
+        if layer == 1 {
+            run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), image]);
+        } else {
+            let below = format!("../{}/d.qcow2", name(layer - 1));
+            let size = bytes.len().to_string();
+            run("qemu-img", &["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &below, image, &size]);
+        }
+    }
+    let source = format!("d={},dirty={}", raw.display(), scene.list("dirty", &[]).display());
+    let deepest = scene.back_up(&scene.request(&[&source]));
+    assert!(deepest.disks[0].parent.is_some(), "{:?}", deepest.disks[0].reason);
+    assert_same(&scene.read(&deepest.backup, "d"), &bytes);
+    scene.check_image(&deepest.backup, "d", &bytes);
+
+    let next = scene.back_up(&scene.request(&[&source]));
+    let disk = &next.disks[0];
+    assert!(disk.parent.is_none(), "the next one is a full backup");
+    assert!(disk.reason.as_ref().unwrap().contains("100 layers, and 100 is the most"), "{:?}", disk.reason);
+    assert_same(&scene.read(&next.backup, "d"), &bytes);
 }

@@ -53,6 +53,7 @@ impl Scene {
             files: Vec::new(),
             checkpoint: None,
             full: false,
+            max_layers: annals::ingest::MAX_LAYERS,
             zstd: None,
             bytes_per_second: None,
             discard_source: false,

@@ -12,7 +12,7 @@ use super::super::output::{Output, printable, size};
 use super::common::{Files, Rate, guest_id, listen_to_signals};
 use super::progress::Progress;
 use crate::base::{Error, ErrorKind, Result};
-use crate::ingest::{self, DiskSpec, Finished, Interrupt, PlannedDisk, Request};
+use crate::ingest::{self, DiskSpec, Finished, Interrupt, MAX_LAYERS, MOST_MAX_LAYERS, PlannedDisk, Request};
 use crate::storage::write::Direct;
 
 /// Back up a virtual machine
@@ -39,6 +39,10 @@ pub(super) struct Args {
     /// Make full images, whatever the sources offer
     #[arg(long)]
     full: bool,
+    /// The most layers that a disk's chain is to have: after as many, the next backup is a full one. With more than the usual 100, qemu-img
+    /// may find the layers' names together too long and refuse to open the disk (from some 140 on); annals itself does not mind
+    #[arg(long, value_name = "N", default_value_t = MAX_LAYERS, value_parser = max_layers)]
+    max_layers: usize,
     /// How to compress the images: none, zstd or zstd:LEVEL
     #[arg(long, value_name = "METHOD", default_value = "none")]
     compress: Compress,
@@ -54,6 +58,11 @@ pub(super) struct Args {
     /// Only say what would be read and why
     #[arg(long)]
     dry_run: bool,
+}
+
+fn max_layers(text: &str) -> std::result::Result<usize, String> {
+    let layers = text.parse().ok().filter(|layers| (1..=MOST_MAX_LAYERS).contains(layers));
+    layers.ok_or_else(|| format!("it is a number from 1 to {MOST_MAX_LAYERS}"))
 }
 
 /// `none`, `zstd` or `zstd:LEVEL`.
@@ -113,6 +122,7 @@ fn request(args: Args, global: &Global) -> Result<Request> {
         files: args.files.kept(),
         checkpoint: args.checkpoint,
         full: args.full,
+        max_layers: args.max_layers,
         zstd: args.compress.0,
         bytes_per_second: args.bwlimit.map(|Rate(bytes)| bytes),
         discard_source: args.discard_source,
