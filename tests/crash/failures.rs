@@ -23,9 +23,20 @@ impl Medium for Failing {
         let number = self.count.fetch_add(1, Ordering::SeqCst);
         if number == self.at || (self.for_good && number > self.at) {
             let what = format!("change {number} of {}, {:?}", path.display(), std::mem::discriminant(&change));
-            return Err(Error::io(what, std::io::Error::from_raw_os_error(28)));
+            return Err(Error::io(what, std::io::Error::from_raw_os_error(self.reason().0)));
         }
         Ok(())
+    }
+}
+
+impl Failing {
+    /// A disk that is full, over its quota, or read-only of a sudden; with what the system calls it.
+    fn reason(&self) -> (i32, &'static str) {
+        match self.at % 3 {
+            0 => (28, "No space left on device"),
+            1 => (122, "Disk quota exceeded"),
+            _ => (30, "Read-only file system"),
+        }
     }
 }
 
@@ -49,7 +60,7 @@ fn every_change_fails(for_good: bool) {
                 failed += 1;
                 assert_eq!(e.kind(), ErrorKind::Io, "{told}: {}", e.report());
                 assert_eq!(found.len(), 1, "{told}: a run that fails has published");
-                assert!(e.report().contains("No space left"), "{told}: {}", e.report());
+                assert!(e.report().contains(medium.reason().1), "{told}: {}", e.report());
                 let has_log = names(&copy.guest()).iter().any(|name| name.ends_with(".failed"));
                 assert!(has_log || for_good || at == 0, "{told}: no log");
             }

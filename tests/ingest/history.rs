@@ -1,7 +1,10 @@
 //! Many checkpoints of disks that a guest keeps changing: every backup of every disk is the disk as it was then.
 
+use std::time::Duration;
+
 use crate::fleece::{Fleece, GRANULARITY};
 use crate::scene::{Scene, assert_same};
+use crate::support::mounts::{Mounted, can_mount, within};
 use crate::support::random::Random;
 use crate::support::tools::have;
 
@@ -63,9 +66,16 @@ fn changes(fleece: &mut Fleece, models: &mut [Model], random: &mut Random, most:
     }
 }
 
+/// What a mount shows of a disk in a backup.
+fn shown(mounted: &Mounted, backup: &str, disk: &str) -> std::io::Result<Vec<u8>> {
+    std::fs::read(mounted.path(&format!("100/{}/{disk}.raw", backup.trim_start_matches("qemu-"))))
+}
+
 fn history(seed: u64) {
     let mut random = Random::new(seed);
     let scene = Scene::new();
+    // There from before the first backup until after the last.
+    let mounted = can_mount().then(|| Mounted::new(&scene.store()));
     let sizes = [12 << 20, (3 << 20) + 512 * random.between(1, 200)];
     let mut fleece = Fleece::start(&[(DISKS[0], sizes[0]), (DISKS[1], sizes[1])], GRANULARITY);
     let mut models: Vec<Model> = sizes
@@ -116,13 +126,26 @@ fn history(seed: u64) {
             assert_eq!(disk.parent.is_some(), expected, "seed {seed}, checkpoint {number}: {:?}", disk.reason);
             increments += u32::from(expected);
         }
+        // Not each time: a mount may take a second to see what is new.
+        if let Some(mounted) = mounted.as_ref().filter(|_| number % 4 == 1) {
+            within(Duration::from_secs(2), &made.backup, || shown(mounted, &made.backup, DISKS[0]).is_ok());
+            for (name, bytes) in DISKS.iter().zip(&then) {
+                println!("seed {seed}, {}, {name}, as soon as it is shown", made.backup);
+                assert_same(&shown(mounted, &made.backup, name).unwrap(), bytes);
+            }
+        }
         kept.push((made.backup, then));
     }
     assert!(increments > 15, "seed {seed}: {increments} increments prove little");
+    // Through the mount that saw them come, and through one that has seen nothing yet.
+    let fresh = can_mount().then(|| Mounted::new(&scene.store()));
     for (backup, disks) in &kept {
         for (name, bytes) in DISKS.iter().zip(disks) {
             println!("seed {seed}, {backup}, {name}");
             assert_same(&scene.read(backup, name), bytes);
+            for mounted in [&mounted, &fresh].into_iter().flatten() {
+                assert_same(&shown(mounted, backup, name).unwrap(), bytes);
+            }
         }
     }
     let (last, disks) = kept.last().unwrap();

@@ -3,6 +3,8 @@
 // A test fails by panicking, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 #[path = "../support/fake_nbd.rs"]
 mod fake_nbd;
 #[path = "../support/fleece.rs"]
@@ -17,8 +19,12 @@ mod support;
 mod watched;
 
 mod commit;
+mod devices;
 mod files;
+mod full;
 mod history;
 mod lies;
 mod lost;
 mod servers;
+mod sizes;
+mod tls;

@@ -78,6 +78,48 @@ fn qemu_nbd_serves_the_bytes_and_the_map_of_an_image() {
     }
 }
 
+/// The version of the QEMU that is here.
+fn qemu_version() -> (u32, u32) {
+    let text = tool("qemu-nbd", &["--version"]);
+    let version = text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap();
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+#[test]
+fn qemu_speaks_extended_headers_from_8_2_on_and_tells_of_more_than_4_gib_at_once() {
+    if !have(&["qemu-nbd", "qemu-img", "qemu-io"]) {
+        return;
+    }
+    const TIB: u64 = 1 << 40;
+    let mut server = Server::new();
+    let image = server.path("disk.qcow2");
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", image.to_str().unwrap(), "8T"]);
+    qemu_io(&["-f", "qcow2", image.to_str().unwrap()], &["write -P 0x11 6T 2M"]);
+    server.qemu_nbd("qcow2", &image, &[]);
+    let extended = qemu_version() >= (8, 2);
+    if !extended {
+        eprintln!("QEMU here is older than 8.2: only that it speaks structured replies is tested");
+    }
+    run(async {
+        let client = open(&server.uri(""), &with_contexts(&[ALLOCATION])).await;
+        let headers = if extended { HeaderStyle::Extended } else { HeaderStyle::Structured };
+        assert_eq!(client.export().headers, headers);
+        let mut walk = client.extents(&[ALLOCATION], client.export().range()).unwrap();
+        let (mut answers, mut longest, mut data) = (0, 0, Vec::new());
+        while let Some(batch) = walk.next().await.unwrap_or_else(|e| panic!("{}", e.report())) {
+            answers += 1;
+            longest = longest.max(batch.range.len());
+            data.extend(batch.extents[0].iter().filter(|e| e.status == 0).map(|e| (e.range.start().0, e.range.len())));
+        }
+        assert_eq!(data, [(6 * TIB, 2 * MIB)]);
+        if extended {
+            assert!(longest > 1 << 32 && answers < 100, "{answers} answers, the longest about {longest} bytes");
+        }
+        assert_eq!(client.read(range(6 * TIB - 1, 3), Vec::new()).await.unwrap(), [0, 0x11, 0x11]);
+    });
+}
+
 #[test]
 fn a_missing_export_is_told_by_every_server() {
     if !have(&["qemu-nbd", "qemu-img", "qemu-io"]) {

@@ -9,6 +9,8 @@
     clippy::cast_precision_loss
 )]
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 #[path = "../support/fake_nbd.rs"]
 mod fake_nbd;
 #[path = "../support/nbd_servers.rs"]

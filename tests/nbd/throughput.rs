@@ -5,8 +5,8 @@ use std::time::Instant;
 use annals::nbd::{Client, Options, Uri};
 
 use crate::nbd_servers::{Server, qemu_io};
+use crate::range;
 use crate::support::tools::{have, run as tool};
-use crate::{range, tls};
 
 const SIZE: u64 = 1 << 30;
 
@@ -72,7 +72,7 @@ fn throughput() {
 
     let mut server = Server::new();
     let pki = server.path("pki");
-    tls::certificates(&pki);
+    crate::certificates::certificates(&pki);
     server.nbdkit(&["--tls=require", &format!("--tls-certificates={}", pki.display()), "memory", "1G"]);
     table(
         "nbdkit memory, TLS",

@@ -1,47 +1,14 @@
 //! TLS with certificates, against nbdkit and qemu-nbd, which have GnuTLS beneath.
 
-use std::net::TcpListener;
 use std::path::Path;
 
 use annals::base::{Error, ErrorKind};
 use annals::nbd::{Client, Options, Uri, list};
 
+use crate::certificates::{certificates, free_port};
 use crate::nbd_servers::{Server, qemu_io};
 use crate::support::tools::{have, run as tool};
 use crate::{options, range, run};
-
-/// Makes a key and a certificate that `authority` of the same directory signs, or that signs itself.
-fn certificate(directory: &Path, name: &str, authority: Option<&str>, extensions: &str) {
-    let file = |kind: &str, name: &str| directory.join(format!("{name}-{kind}.pem")).to_str().unwrap().to_owned();
-    let (key, certificate) = (file("key", name), file("cert", name));
-    let mut args =
-        vec!["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
-    let subject = format!("/CN={name}");
-    args.extend(["-subj", &subject, "-keyout", &key, "-out", &certificate]);
-    for extension in extensions.split(';') {
-        args.extend(["-addext", extension]);
-    }
-    let signer = authority.map(|authority| (file("cert", authority), file("key", authority)));
-    if let Some((ca, ca_key)) = &signer {
-        args.extend(["-CA", ca, "-CAkey", ca_key]);
-    }
-    tool("openssl", &args);
-}
-
-/// A directory with all that a server and a client need: the certificate is for `localhost` and 127.0.0.1.
-pub(crate) fn certificates(directory: &Path) {
-    std::fs::create_dir_all(directory).unwrap();
-    certificate(directory, "ca", None, "keyUsage=critical,keyCertSign,cRLSign");
-    // QEMU asks a server's certificate for key encipherment, from version 10 on also where its key could not do it.
-    let end = "basicConstraints=critical,CA:FALSE;keyUsage=critical,digitalSignature,keyEncipherment";
-    let names = "subjectAltName=DNS:localhost,IP:127.0.0.1";
-    certificate(directory, "server", Some("ca"), &format!("{end};extendedKeyUsage=serverAuth;{names}"));
-    certificate(directory, "client", Some("ca"), &format!("{end};extendedKeyUsage=clientAuth"));
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// Reads a sector, or tells why not.
 fn read(uri: &str) -> Result<Vec<u8>, Error> {
@@ -61,7 +28,7 @@ fn refused(uri: &str, word: &str) {
 }
 
 #[test]
-pub(crate) fn certificates_are_checked_on_both_sides_over_tcp() {
+fn certificates_are_checked_on_both_sides_over_tcp() {
     if !have(&["nbdkit", "openssl"]) {
         return;
     }
