@@ -60,7 +60,7 @@ bench: ## compare with QEMU, nbdcopy, ratarmount, squashfuse and native files; k
 	cargo build --release --locked --workspace
 	tests/bench/run.sh $(PARTS)
 
-demo: ## make a small store of a real guest disk, mount it, get a file back, clean up
+demo: ## back up a live disk and a container, mount the store, get a file back, clean up
 	@$(setup) demo
 	cargo build --release --locked --workspace
 	tests/demo.sh

@@ -45,14 +45,16 @@ need_to_demo() {
     need_to_build
     need fusermount3 fuse3
     need qemu-img qemu
-    need qemu-io qemu
+    need qemu-storage-daemon qemu-daemon
     need sfdisk fdisk
     need mkfs.ext4 e2fsprogs
     need debugfs e2fsprogs
+    need tar2sqfs squashfs-tools-ng
 }
 
 need_to_test() {
     need_to_demo
+    need qemu-io qemu
     need qemu-nbd qemu
     need mkfs.xfs xfsprogs
     need mkfs.vfat dosfstools
@@ -63,7 +65,6 @@ need_to_test() {
     need mkntfs ntfs-3g
     need cryptsetup cryptsetup-bin
     need mksquashfs squashfs-tools
-    need tar2sqfs squashfs-tools-ng
     need setfacl acl
     need setcap libcap2-bin
     need xorriso xorriso
@@ -72,7 +73,6 @@ need_to_test() {
     need bsdtar libarchive-tools
     need python3 python3
     need nbdinfo libnbd-bin
-    need qemu-storage-daemon qemu-daemon
     need openssl openssl
     need shellcheck shellcheck
     need git git
@@ -80,7 +80,7 @@ need_to_test() {
 
 need_to_bench() {
     need_to_demo
-    need qemu-storage-daemon qemu-daemon
+    need qemu-io qemu
     need qemu-nbd qemu
     need fio fio
     need nbdkit nbdkit
