@@ -6,12 +6,14 @@
 mod ahead;
 mod decompress;
 mod env;
+mod glance;
 mod index;
 mod node;
 mod squashfs;
 mod tar;
 
 pub use env::ArchiveEnv;
+pub use glance::{Glance, glance};
 pub use node::{Attributes, DirItem, Kind, NodeId, Position, Tree};
 
 use std::sync::Arc;

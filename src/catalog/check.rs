@@ -4,11 +4,17 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Backup, BackupName, Guest, Problem, Store};
+use serde::Serialize;
+
+use super::{Backup, BackupFile, BackupName, Guest, Problem, Store};
+use crate::archive::{self, ArchiveEnv, ArchiveFormat, Glance};
 use crate::base::{Error, ErrorKind, Result};
 use crate::disk::{self, check_layer};
 use crate::format::ImageFormat;
-use crate::storage::{Gate, RelPath};
+use crate::storage::{BlockCache, Gate, RelPath};
+
+/// Cache for the tables of images that are glanced at.
+const GLANCE_CACHE: u64 = 1 << 20;
 
 /// One backup after a look into all its layers.
 #[derive(Debug, Clone)]
@@ -17,8 +23,39 @@ pub struct CheckedBackup {
     pub name: BackupName,
     /// Its disks' names.
     pub disks: Vec<String>,
+    /// The archives in it.
+    pub archives: Vec<FoundArchive>,
     /// What is wrong with it, by file or disk; empty when all is well.
     pub problems: Vec<Problem>,
+}
+
+/// A container's archive, as far as its name and a glance tell.
+#[derive(Debug, Clone, Serialize)]
+pub struct FoundArchive {
+    /// Its file.
+    pub file: String,
+    /// `tar` or `squashfs`.
+    pub format: &'static str,
+    /// Its size in bytes.
+    pub size: u64,
+    /// How many entries it has, hard links counted once, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+}
+
+impl FoundArchive {
+    /// What names and the manifest say of the archives of `backup`.
+    #[must_use]
+    pub fn all_of(backup: &Backup) -> Vec<Self> {
+        let noted = backup.manifest.as_ref().and_then(|manifest| manifest.archive.as_ref());
+        let found = backup.archives().map(|(file, format)| Self {
+            file: file.name.clone(),
+            format: format.name(),
+            size: file.size,
+            entries: noted.filter(|noted| noted.file == file.name).and_then(|noted| noted.entries),
+        });
+        found.collect()
+    }
 }
 
 /// An image and how it is read.
@@ -52,11 +89,59 @@ impl Store {
         while !next.is_empty() {
             next = layers.look(&gate, next, progress);
         }
+        let archives = ArchiveEnv::new(Arc::new(BlockCache::new(GLANCE_CACHE)), None);
         let checked = |(name, backup): (BackupName, Result<Arc<Backup>>)| match backup {
-            Ok(backup) => layers.judge(name, &backup),
-            Err(e) => CheckedBackup { problems: vec![Problem::of(name.as_str(), &e)], name, disks: Vec::new() },
+            Ok(backup) => {
+                let mut checked = layers.judge(name, &backup);
+                self.glance_at_archives(&backup, &archives, &mut checked);
+                checked
+            }
+            Err(e) => CheckedBackup::unreadable(name, &e),
         };
         Ok(backups.into_iter().map(checked).collect())
+    }
+}
+
+impl Store {
+    fn glance_at_archives(&self, backup: &Backup, env: &Arc<ArchiveEnv>, checked: &mut CheckedBackup) {
+        for ((file, format), found) in backup.archives().zip(&mut checked.archives) {
+            match self.glance(backup, file, format, env) {
+                Ok(glance) => found.entries = found.entries.or(glance.entries),
+                // One that is known to be wrong is told of once.
+                Err(_) if checked.problems.iter().any(|problem| problem.subject == file.name) => {}
+                Err(e) => checked.problems.push(Problem::of(&file.name, &e)),
+            }
+        }
+    }
+
+    /// What can be told of an archive without going through it.
+    pub fn glance(
+        &self,
+        backup: &Backup,
+        file: &BackupFile,
+        format: ArchiveFormat,
+        env: &Arc<ArchiveEnv>,
+    ) -> Result<Glance> {
+        self.open_file(backup, file).and_then(|open| archive::glance(&file.name, Arc::new(open), format, env))
+    }
+}
+
+impl CheckedBackup {
+    /// What is known of `backup` without looking into its files.
+    #[must_use]
+    pub fn unchecked(name: BackupName, backup: &Backup) -> Self {
+        Self {
+            name,
+            disks: backup.disks.iter().map(|disk| disk.name.clone()).collect(),
+            archives: FoundArchive::all_of(backup),
+            problems: backup.problems.clone(),
+        }
+    }
+
+    /// A backup that cannot be looked into at all.
+    #[must_use]
+    pub fn unreadable(name: BackupName, error: &Error) -> Self {
+        Self { problems: vec![Problem::of(name.as_str(), error)], name, disks: Vec::new(), archives: Vec::new() }
     }
 }
 
@@ -107,7 +192,7 @@ impl Layers {
                 problems.push(Problem::new(&disk.name, kind, text));
             }
         }
-        CheckedBackup { name, disks: backup.disks.iter().map(|disk| disk.name.clone()).collect(), problems }
+        CheckedBackup { problems, ..CheckedBackup::unchecked(name, backup) }
     }
 
     /// Why the chain from `head` down cannot be trusted, or `None` when it can.

@@ -19,7 +19,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use check::CheckedBackup;
+pub use check::{CheckedBackup, FoundArchive};
 pub use model::{Backup, BackupFile, BackupSummary, DiskEntry, Guest, PreviousInfo, Problem};
 pub use names::{BackupName, GuestId, check_disk_name, check_file_name};
 pub use native::MANIFEST;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use super::{BackupName, GuestId, GuestKind};
+use crate::archive::ArchiveFormat;
 use crate::base::{Error, ErrorKind, Timestamp};
 use crate::format::ImageFormat;
 use crate::format::manifest::Manifest;
@@ -136,6 +137,11 @@ impl Backup {
     #[must_use]
     pub fn disk(&self, name: &str) -> Option<&DiskEntry> {
         self.disks.iter().find(|d| d.name == name)
+    }
+
+    /// Its files that are containers' archives.
+    pub fn archives(&self) -> impl Iterator<Item = (&BackupFile, ArchiveFormat)> {
+        self.files.iter().filter_map(|file| Some((file, ArchiveFormat::of_name(&file.name)?)))
     }
 }
 

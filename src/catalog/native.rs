@@ -11,7 +11,7 @@ use super::names::{self, Spelling, is_disk_name};
 use super::{Backup, BackupFile, BackupSummary, DiskEntry, GuestId, GuestKind};
 use crate::base::{ErrorKind, Result, Timestamp};
 use crate::format::ImageFormat;
-use crate::format::manifest::{Manifest, SIZE_LIMIT};
+use crate::format::manifest::{Manifest, ManifestArchive, SIZE_LIMIT};
 use crate::storage::{DirEntry, EntryKind, Gate, RelPath};
 
 /// The manifest's name in a backup's directory.
@@ -87,9 +87,23 @@ pub(super) fn read(gate: &Gate, guest: &GuestId, summary: &BackupSummary, dir: &
             )),
         }
     }
+    if let Some(archive) = backup.manifest.as_ref().and_then(|manifest| manifest.archive.as_ref()) {
+        backup.problems.extend(problem_of_archive(archive, &backup.files));
+    }
     disks.sort_by(|a, b| a.name.cmp(&b.name));
     backup.disks = disks;
     Ok(backup)
+}
+
+/// What is wrong with the archive that the manifest names, as far as sizes tell.
+fn problem_of_archive(archive: &ManifestArchive, files: &[BackupFile]) -> Option<Problem> {
+    let Some(file) = files.iter().find(|file| file.name == archive.file) else {
+        let text = format!("the archive that {MANIFEST} names is missing");
+        return Some(Problem::new(&archive.file, ErrorKind::MissingLayer, text));
+    };
+    let noted = archive.hash.as_ref()?.size.filter(|size| *size != file.size)?;
+    let text = format!("it has {} bytes, {MANIFEST} says {noted}: it was cut short or replaced", file.size);
+    Some(Problem::new(&file.name, ErrorKind::Corrupt, text))
 }
 
 /// The disks that the files' names tell of, and those that only the manifest does.

@@ -4,14 +4,14 @@ use serde::Serialize;
 
 use super::Outcome;
 use super::args::Global;
-use super::output::{Output, Progress, Tone, printable};
+use super::output::{Output, Progress, Tone, printable, size};
 use crate::base::Result;
-use crate::catalog::{BackupSummary, CheckedBackup, Guest, GuestId, GuestKind, Problem, Store};
+use crate::catalog::{BackupSummary, CheckedBackup, FoundArchive, Guest, GuestId, GuestKind, Problem, Store};
 
 /// List guests, or the backups of one guest, and say which are broken
 ///
-/// Every image is looked into: its header and its tables, not its data. A backup is broken when a disk of it cannot be trusted, be it
-/// that an image is missing, damaged or must not be opened. The exit code is 3 when something is.
+/// Every image is looked into: its header and its tables, not its data; of a tar archive, its end. A backup is broken when a disk or
+/// an archive of it cannot be trusted, be it that an image is missing, damaged or must not be opened. The exit code is 3 when something is.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The guest whose backups to list; without it all guests are listed
@@ -61,6 +61,7 @@ struct BackupLine {
     #[serde(skip_serializing_if = "Option::is_none")]
     directory: Option<String>,
     disks: Vec<String>,
+    archives: Vec<FoundArchive>,
     broken: bool,
     problems: Vec<Problem>,
 }
@@ -98,16 +99,8 @@ fn look(store: &Store, guest: &Guest, quick: bool, progress: &Progress) -> Resul
         return store.check(guest, &|done, known| progress.set(done, known));
     }
     let unchecked = guest.backups().iter().map(|summary| match store.backup(&guest.id, &summary.name) {
-        Ok(backup) => CheckedBackup {
-            name: summary.name.clone(),
-            disks: backup.disks.iter().map(|disk| disk.name.clone()).collect(),
-            problems: backup.problems.clone(),
-        },
-        Err(e) => CheckedBackup {
-            name: summary.name.clone(),
-            disks: Vec::new(),
-            problems: vec![Problem::of(summary.name.as_str(), &e)],
-        },
+        Ok(backup) => CheckedBackup::unchecked(summary.name.clone(), &backup),
+        Err(e) => CheckedBackup::unreadable(summary.name.clone(), &e),
     });
     Ok(unchecked.collect())
 }
@@ -169,6 +162,7 @@ fn list_backups(guest: &Guest, look: impl Fn(&Guest) -> Result<Vec<CheckedBackup
         directory: summary.directory().map(str::to_owned),
         summary: summary.clone(),
         disks: checked.disks,
+        archives: checked.archives,
         broken: !checked.problems.is_empty(),
         problems: checked.problems,
     };
@@ -190,16 +184,26 @@ fn backups_text(list: &Backups, output: &Output) -> String {
             summary.kind.to_string(),
             state.to_owned(),
             protected.to_owned(),
-            line.disks.join(" "),
+            contents(line),
             remark.join("; "),
         ]
     };
     let rows: Vec<_> = list.backups.iter().map(row).collect();
-    let mut text = output.table(["BACKUP", "KIND", "STATE", "PROTECTED", "DISKS", "NOTES"], &rows);
+    let mut text = output.table(["BACKUP", "KIND", "STATE", "PROTECTED", "CONTENTS", "NOTES"], &rows);
     for line in &list.backups {
         text += &problems_text(&format!("{}@{}", list.guest, line.summary.name), &line.problems, output);
     }
     text + &problems_text(&format!("guest {}", list.guest), &list.problems, output)
+}
+
+/// The names of the disks; of an archive its kind and size, and the number of its members where that is known.
+fn contents(line: &BackupLine) -> String {
+    let archive = |found: &FoundArchive| match found.entries {
+        Some(entries) => format!("{}, {}, {entries} members", found.format, size(found.size)),
+        None => format!("{}, {}", found.format, size(found.size)),
+    };
+    let all: Vec<String> = line.disks.iter().cloned().chain(line.archives.iter().map(archive)).collect();
+    all.join(" ")
 }
 
 /// One line for each problem of `of`.

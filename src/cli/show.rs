@@ -1,18 +1,27 @@
 //! `annals show`: one backup in every detail.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::Outcome;
 use super::args::Global;
 use super::list::problems_text;
 use super::output::{Output, Tone, printable, size};
+use crate::archive::{ArchiveEnv, ArchiveFormat};
 use crate::base::{ErrorKind, GuestOffset, GuestRange, Result};
-use crate::catalog::{Backup, BackupFile, BackupRef, BackupSummary, DiskEntry, GuestId, Problem, Store};
+use crate::catalog::{Backup, BackupFile, BackupRef, BackupSummary, DiskEntry, FoundArchive, GuestId, Problem, Store};
 use crate::disk::{Disk, LayerInfo, partition_table};
-use crate::format::manifest::{ManifestDisk, Tool};
+use crate::format::manifest::{ManifestArchive, ManifestDisk, Tool};
 use crate::format::qcow2::{Compression, Header};
+use crate::storage::{BlockCache, DerivedDir, FilePool};
 
-/// Show a backup: its files, its disks with their layers and partitions, and what is broken and why
+/// Cache for the tables of images and kept indexes that are glanced at.
+const GLANCE_CACHE: u64 = 1 << 20;
+/// Kept indexes that are open at once.
+const KEPT_INDEXES: usize = 4;
+
+/// Show a backup: its files, its disks with their layers and partitions, its container's archive, and what is broken and why
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The backup: GUEST@latest, GUEST@2024-11-07T16:51:22Z, GUEST@2024-11-07T16-51-22Z or GUEST@2024-11-07
@@ -31,6 +40,17 @@ struct Shown {
     tool: Option<Tool>,
     files: Vec<BackupFile>,
     disks: Vec<ShownDisk>,
+    archives: Vec<ShownArchive>,
+    problems: Vec<Problem>,
+}
+
+#[derive(Serialize)]
+struct ShownArchive {
+    #[serde(flatten)]
+    found: FoundArchive,
+    /// What the manifest says of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    manifest: Option<ManifestArchive>,
     problems: Vec<Problem>,
 }
 
@@ -93,11 +113,38 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output) -> Result<Outco
         tool: backup.manifest.as_ref().and_then(|manifest| manifest.tool.clone()),
         files: backup.files.clone(),
         disks: backup.disks.iter().map(|entry| look(&store, &backup, entry)).collect(),
+        archives: look_at_archives(&store, &backup),
         problems: backup.problems.clone(),
     };
     output.print(&shown, |shown| text(shown, output))?;
-    let broken = !shown.problems.is_empty() || shown.disks.iter().any(|disk| !disk.problems.is_empty());
-    Ok(if broken { Outcome::Broken } else { Outcome::Done })
+    Ok(if shown.all_problems().next().is_some() { Outcome::Broken } else { Outcome::Done })
+}
+
+impl Shown {
+    fn all_problems(&self) -> impl Iterator<Item = &Problem> {
+        let of_disks = self.disks.iter().flat_map(|disk| &disk.problems);
+        self.problems.iter().chain(of_disks).chain(self.archives.iter().flat_map(|archive| &archive.problems))
+    }
+}
+
+fn look_at_archives(store: &Store, backup: &Backup) -> Vec<ShownArchive> {
+    // What a mount has found out is used; nothing is left behind for the next one.
+    let derived = DerivedDir::usual_path().and_then(|path| DerivedDir::open(&path, FilePool::new(KEPT_INDEXES)).ok());
+    let env = ArchiveEnv::new(Arc::new(BlockCache::new(GLANCE_CACHE)), derived);
+    let noted = backup.manifest.as_ref().and_then(|manifest| manifest.archive.as_ref());
+    let look = |((file, format), mut found): ((&BackupFile, ArchiveFormat), FoundArchive)| {
+        let mut problems = Vec::new();
+        match store.glance(backup, file, format, &env) {
+            Ok(glance) => {
+                found.entries = glance.entries.or(found.entries);
+                let lines = glance.report.iter().flat_map(|report| report.lines());
+                problems.extend(lines.map(|line| Problem::new(&file.name, ErrorKind::Corrupt, line)));
+            }
+            Err(e) => problems.push(Problem::of(&file.name, &e)),
+        }
+        ShownArchive { found, manifest: noted.filter(|noted| noted.file == file.name).cloned(), problems }
+    };
+    backup.archives().zip(FoundArchive::all_of(backup)).map(look).collect()
 }
 
 fn look(store: &Store, backup: &Backup, entry: &DiskEntry) -> ShownDisk {
@@ -215,11 +262,25 @@ fn text(shown: &Shown, output: &Output) -> String {
         text += "\n";
         text += &disk_text(disk, output);
     }
-    let problems: Vec<Problem> =
-        shown.problems.iter().chain(shown.disks.iter().flat_map(|disk| &disk.problems)).cloned().collect();
+    for archive in &shown.archives {
+        text += "\n";
+        text += &archive_text(archive, output);
+    }
+    let problems: Vec<Problem> = shown.all_problems().cloned().collect();
     if !problems.is_empty() {
         text += "\n";
         text += &problems_text(&reference, &problems, output);
+    }
+    text
+}
+
+fn archive_text(archive: &ShownArchive, output: &Output) -> String {
+    let FoundArchive { file, format, size: bytes, entries } = &archive.found;
+    let heading = output.paint(Tone::Strong, &format!("archive {}", printable(file)));
+    let members = entries.map(|entries| format!(", {entries} members")).unwrap_or_default();
+    let mut text = format!("{heading}: {format}, {}{members}\n", size(*bytes));
+    for pattern in archive.manifest.iter().flat_map(|manifest| &manifest.excluded) {
+        text += &format!("without: {}\n", printable(pattern));
     }
     text
 }

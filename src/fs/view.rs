@@ -12,7 +12,7 @@ use super::inode::Hash;
 use super::nodes::What;
 use crate::archive::{self, ArchiveEnv, ArchiveFormat};
 use crate::base::{Error, ErrorKind, GuestOffset, GuestRange};
-use crate::catalog::{Backup, BackupFile, DiskEntry, Store};
+use crate::catalog::{Backup, BackupFile, DiskEntry, Problem, Store};
 use crate::disk::{Disk, PartitionTable, partitions};
 use crate::storage::{FileIdentity, Storage};
 
@@ -152,6 +152,12 @@ impl View {
             let what = What::File(file.name.as_str().into());
             names.add(file.name.clone(), what, size, version, Source::File(file.clone()));
         }
+        for problem in missing_archives(backup) {
+            let text = format!("{} cannot be shown: {}\n", problem.subject, problem.message);
+            let what = What::Broken(problem.subject.as_str().into());
+            let (size, version) = (text.len() as u64, text_version(&text));
+            names.add(format!("{}.broken", problem.subject), what, size, version, Source::Text(text.into()));
+        }
         for (entry, version, number, range) in parts {
             let what = What::Partition(entry.name.as_str().into(), number);
             let name = format!("{}.part{number}.raw", entry.name);
@@ -160,6 +166,13 @@ impl View {
         let entries = names.entries.into_values().collect();
         Self { backup: backup.clone(), entries }
     }
+}
+
+/// What is known of archives that the backup should have and has not.
+fn missing_archives(backup: &Backup) -> impl Iterator<Item = &Problem> {
+    let missing = |problem: &&Problem| problem.kind == ErrorKind::MissingLayer;
+    let archive = |problem: &&Problem| ArchiveFormat::of_name(&problem.subject).is_some();
+    backup.problems.iter().filter(missing).filter(archive)
 }
 
 /// Size and version of a file of the backup; `None` where it is gone.

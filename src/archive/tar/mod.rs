@@ -57,26 +57,26 @@ impl TarTree {
     }
 }
 
+/// The index that an earlier look at the archive left, if it fits.
+pub(super) fn kept_index(name: &str, file: &Arc<dyn Storage>, env: &ArchiveEnv) -> Option<Index> {
+    let identity = file.identity();
+    let found = env.derived()?.read(&derived_name("tar", &identity)).and_then(|found| match found {
+        Some(found) => Index::open(Arc::new(found), &identity, env.blocks()),
+        None => Ok(None),
+    });
+    found.unwrap_or_else(|error| {
+        tracing::warn!("cannot use the kept index of {name}: {}", error.report());
+        None
+    })
+}
+
 /// The kept index if it fits, else a new one, kept where that is possible.
 fn index(name: &str, file: &Arc<dyn Storage>, env: &ArchiveEnv) -> Result<Index> {
-    let identity = file.identity();
-    let kept = derived_name("tar", &identity);
-    let found = match env.derived() {
-        None => None,
-        Some(derived) => derived
-            .read(&kept)
-            .and_then(|found| match found {
-                Some(found) => Index::open(Arc::new(found), &identity, env.blocks()),
-                None => Ok(None),
-            })
-            .unwrap_or_else(|error| {
-                tracing::warn!("cannot use the kept index of {name}: {}", error.report());
-                None
-            }),
-    };
-    if let Some(index) = found {
+    if let Some(index) = kept_index(name, file, env) {
         return Ok(index);
     }
+    let identity = file.identity();
+    let kept = derived_name("tar", &identity);
     let scanned = scan::scan(&**file, Limits::default())?;
     let image = scanned.builder.finish(identity, &scanned.report);
     if let Some(derived) = env.derived().filter(|_| scanned.keep) {

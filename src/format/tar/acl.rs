@@ -39,6 +39,34 @@ pub fn acl_to_xattr(text: &[u8]) -> Option<Vec<u8>> {
     Some(value)
 }
 
+/// The text of the ACL that is the value of `system.posix_acl_access` or `_default`, as GNU tar writes it where it finds no
+/// names for the ids; `None` where the value is no ACL.
+#[must_use]
+pub fn acl_to_text(value: &[u8]) -> Option<String> {
+    let (version, entries) = value.split_first_chunk()?;
+    if u32::from_le_bytes(*version) != VERSION || entries.len() % 8 != 0 {
+        return None;
+    }
+    let mut text = String::new();
+    for entry in entries.chunks_exact(8) {
+        let [t0, t1, p0, p1, id @ ..] = entry else { return None };
+        let id = u32::from_le_bytes(*id.first_chunk()?);
+        let (kind, who) = match u16::from_le_bytes([*t0, *t1]) {
+            USER_OWNER => ("user", String::new()),
+            USER => ("user", id.to_string()),
+            GROUP_OWNER => ("group", String::new()),
+            GROUP => ("group", id.to_string()),
+            MASK => ("mask", String::new()),
+            OTHER => ("other", String::new()),
+            _ => return None,
+        };
+        let permissions = u16::from_le_bytes([*p0, *p1]);
+        let bit = |bit: u16, c: char| if permissions & bit != 0 { c } else { '-' };
+        text += &format!("{kind}:{who}:{}{}{}\n", bit(4, 'r'), bit(2, 'w'), bit(1, 'x'));
+    }
+    Some(text)
+}
+
 /// The permission bits of a file whose `system.posix_acl_access` this is: its group's are those of the mask, where there is one.
 ///
 /// `None` where an entry that every ACL has is missing.

@@ -210,6 +210,22 @@ impl<'a> Header<'a> {
             .map_err(|_| Error::new(ErrorKind::Corrupt, format!("its size with holes is negative: {size}")))
     }
 
+    /// The block of the same header for a member of `size` bytes, or `None` where the field cannot hold that.
+    #[must_use]
+    pub fn resized(&self, size: u64) -> Option<[u8; BLOCK]> {
+        let mut block = *self.0;
+        let mut put = |(start, len): (usize, usize), text: String| {
+            let field = block.get_mut(start..start + len)?;
+            (text.len() == len).then(|| field.copy_from_slice(text.as_bytes()))
+        };
+        put(SIZE, format!("{size:011o}\0"))?;
+        put(CHECKSUM, " ".repeat(CHECKSUM.1))?;
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        let text = format!("{sum:06o}\0 ");
+        block.get_mut(CHECKSUM.0..CHECKSUM.0 + CHECKSUM.1)?.copy_from_slice(text.as_bytes());
+        Some(block)
+    }
+
     /// The whole block.
     #[must_use]
     pub fn block(&self) -> &'a [u8; BLOCK] {

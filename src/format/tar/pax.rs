@@ -2,7 +2,7 @@
 //!
 //! The length rules: a value may hold line breaks and `=`, so records are never looked for by their text.
 
-use super::acl::acl_to_xattr;
+use super::acl::{acl_to_text, acl_to_xattr};
 use super::sparse::Extent;
 use crate::base::{Error, ErrorKind, FileTime, Result};
 
@@ -68,6 +68,8 @@ pub struct Fields {
     pub sparse_map: Option<Vec<Extent>>,
     /// What is wrong with single records; the others hold.
     pub problems: Vec<String>,
+    /// ACLs whose text names users: what they are is known only where the system's form stands beside them.
+    named_acls: Vec<Xattr>,
 }
 
 impl Fields {
@@ -91,6 +93,11 @@ impl Fields {
                     fields.sparse_map.get_or_insert_default().push(extent);
                 }
                 _ => fields.take(key, value)?,
+            }
+        }
+        for (name, value) in std::mem::take(&mut fields.named_acls) {
+            if !fields.xattrs.iter().any(|(known, _)| *known == name) {
+                fields.problem(&name, &value);
             }
         }
         Ok(fields)
@@ -159,7 +166,7 @@ impl Fields {
         }
         match acl_to_xattr(value) {
             Some(acl) => self.xattr(name.as_bytes(), acl),
-            None => self.problem(name.as_bytes(), value),
+            None => self.named_acls.push((name.as_bytes().to_vec(), value.to_vec())),
         }
     }
 
@@ -180,6 +187,49 @@ impl Fields {
             None => self.xattrs.push((name.to_vec(), value)),
         }
     }
+}
+
+/// The two forms in which an ACL may stand among the records: as text, and as the system has it.
+const ACLS: [(&[u8], &[u8]); 2] = [
+    (b"SCHILY.acl.access", b"SCHILY.xattr.system.posix_acl_access"),
+    (b"SCHILY.acl.default", b"SCHILY.xattr.system.posix_acl_default"),
+];
+
+/// The same records with every ACL told by numbers, or `None` where that is how they are already.
+///
+/// GNU tar looks up who an ACL is for among the users of the system that it runs on, who are not the guest's, even where it
+/// is told to keep to numbers; beside that text it keeps the ACL as the system has it. An error where that is not there.
+pub fn with_numbers_in_acls(data: &[u8]) -> Result<Option<Vec<u8>>> {
+    let records = Records(data).collect::<Result<Vec<_>>>()?;
+    let mut numbered = Vec::with_capacity(data.len());
+    let mut changed = false;
+    for (key, value) in &records {
+        let named =
+            ACLS.iter().find(|(text, _)| text == key).filter(|_| !value.is_empty() && acl_to_xattr(value).is_none());
+        let Some((_, binary)) = named else {
+            push_record(&mut numbered, key, value);
+            continue;
+        };
+        let of_system = records.iter().find(|(key, _)| key == binary).and_then(|(_, value)| acl_to_text(value));
+        let text = of_system.ok_or_else(|| malformed("an ACL names users by names that mean nothing elsewhere"))?;
+        push_record(&mut numbered, key, text.as_bytes());
+        changed = true;
+    }
+    Ok(changed.then_some(numbered))
+}
+
+/// `length key=value\n`, where the length counts its own digits.
+fn push_record(data: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+    let rest = key.len() + value.len() + 3;
+    let mut len = rest + 1;
+    while len != rest + len.to_string().len() {
+        len = rest + len.to_string().len();
+    }
+    data.extend_from_slice(format!("{len} ").as_bytes());
+    data.extend_from_slice(key);
+    data.push(b'=');
+    data.extend_from_slice(value);
+    data.push(b'\n');
 }
 
 /// The records of an extended header's data.

@@ -58,6 +58,45 @@ fn acls_come_out_as_the_system_shows_them() {
 }
 
 #[test]
+fn acls_that_name_users_are_told_by_numbers_and_other_records_stay_as_they_are() {
+    let text = "user::rwx\nuser:7:r--\ngroup::r-x\nmask::rwx\nother::---\n";
+    let binary = acl_to_xattr(text.as_bytes()).unwrap();
+    assert_eq!(acl_to_text(&binary).as_deref(), Some(text));
+    let record = |key: &str, value: &[u8]| {
+        let rest = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
+        let len = (1..).find(|len: &usize| *len == rest.len() + len.to_string().len()).unwrap();
+        [len.to_string().into_bytes(), rest].concat()
+    };
+    let path = record("path", &[b'x'; 120]);
+    let of_system = record("SCHILY.xattr.system.posix_acl_access", &binary);
+    let with = |acl: &str| [path.clone(), record("SCHILY.acl.access", acl.as_bytes()), of_system.clone()].concat();
+    let named = with(&text.replace(":7:", ":games:"));
+    assert_eq!(with_numbers_in_acls(&named).unwrap().unwrap(), with(text));
+    assert_eq!(with_numbers_in_acls(&with(text)).unwrap(), None, "numbers already");
+    assert!(with_numbers_in_acls(&record("SCHILY.acl.access", b"user:games:r--")).is_err(), "nobody knows who");
+    let fields = Fields::parse(&GlobalFields::default(), &named).unwrap();
+    assert_eq!(fields.xattrs, [(b"system.posix_acl_access".to_vec(), binary)]);
+    assert!(fields.problems.is_empty(), "{:?}", fields.problems);
+    for value in [&b""[..], b"\x02\0\0\0\x01", b"\x01\0\0\0", b"\x02\0\0\0\x03\0\x01\0\x01\0\0\0"] {
+        assert_eq!(acl_to_text(value), None);
+    }
+}
+
+#[test]
+fn a_header_for_another_size_has_that_size_and_a_checksum_that_fits() {
+    let mut block = [0_u8; BLOCK];
+    block[..4].copy_from_slice(b"name");
+    block[124..136].copy_from_slice(b"00000000010\0");
+    let sum: u32 = block.iter().map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let header = Header::parse(&block).unwrap();
+    let other = header.resized(0o7654321).unwrap();
+    let other = Header::parse(&other).unwrap();
+    assert_eq!((other.size().unwrap(), other.name()), (0o7654321, b"name".to_vec()));
+    assert_eq!(header.resized(1 << 33), None);
+}
+
+#[test]
 fn a_map_before_the_data_is_read_across_blocks_and_no_further() {
     let text = format!("100\n{}", (0..100).map(|i| format!("{}\n{}\n", i * 1000, 500)).collect::<String>());
     let mut bytes = text.into_bytes();

@@ -2,6 +2,7 @@
 //! image of. So there is one walk through the tree, one set of rules for what is left out, and two formats.
 
 mod gnutar;
+mod numeric;
 mod plan;
 mod report;
 mod stream;

@@ -108,6 +108,11 @@ impl Report {
         }
     }
 
+    /// Something is wrong that tar did not say.
+    pub(super) fn warn(&self, text: &str) {
+        self.said().warnings.add(text);
+    }
+
     /// So many bytes more have come out of tar.
     pub(super) fn streamed(&self, bytes: usize) {
         let mut said = self.said();

@@ -1,11 +1,12 @@
 //! Carries the plan out: tar's bytes, at the pace that was asked for, into the archive or through the packer into the image.
 
-use std::io::{ErrorKind as IoKind, Read, Write};
-use std::process::{ChildStdin, ExitStatus, Stdio};
+use std::io::{BufReader, ErrorKind as IoKind, Read, Write};
+use std::process::{ChildStdin, ChildStdout, ExitStatus, Stdio};
 
 use tokio::runtime::Handle;
 
 use super::gnutar::{self, TAR};
+use super::numeric::NumericAcls;
 use super::plan::PACKER;
 use super::report::{Lines, Report};
 use super::{ArchivePlan, Source};
@@ -79,7 +80,7 @@ impl Stream<'_> {
         let said = self.report.clone();
         let listening = blocking(move || said.listen(stderr));
         let reader = Reader {
-            pipe: stdout,
+            pipe: NumericAcls::new(BufReader::with_capacity(PIPE_BYTES, stdout)),
             report: self.report.clone(),
             pace: self.bytes_per_second.map(Pace::new),
             handle: Handle::current(),
@@ -138,7 +139,7 @@ fn tell_lines(lines: &Lines, journal: &Journal<'_>, event: impl Fn(String) -> Ev
 
 /// What tar writes.
 struct Reader {
-    pipe: std::process::ChildStdout,
+    pipe: NumericAcls<BufReader<ChildStdout>>,
     report: Report,
     pace: Option<Pace>,
     handle: Handle,
@@ -150,7 +151,13 @@ impl Reader {
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
             match self.pipe.read(rest) {
-                Ok(0) => break,
+                Ok(0) => {
+                    let unclear = std::mem::take(&mut self.pipe.unclear);
+                    if unclear > 0 {
+                        self.report.warn(&format!("{unclear} members have ACLs that tell users by name alone"));
+                    }
+                    break;
+                }
                 Ok(read) => {
                     if let Some(pace) = &self.pace {
                         self.handle.block_on(pace.take(read as u64));
