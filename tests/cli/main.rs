@@ -7,6 +7,7 @@
 mod support;
 
 mod backup;
+mod containers;
 mod hostile;
 mod layouts;
 mod words;

@@ -12,10 +12,10 @@ use crate::stage::Stage;
 
 /// Refuses change number `at`, and, where it is `for_good`, every later one too.
 #[derive(Debug, Clone)]
-struct Failing {
-    at: u64,
-    for_good: bool,
-    count: Arc<AtomicU64>,
+pub(crate) struct Failing {
+    pub(crate) at: u64,
+    pub(crate) for_good: bool,
+    pub(crate) count: Arc<AtomicU64>,
 }
 
 impl Medium for Failing {

@@ -20,9 +20,9 @@ const AT: &str = "ANNALS_TEST_CRASH_AT";
 
 /// Kills its own process before change number `at`.
 #[derive(Debug)]
-struct Killing {
-    at: u64,
-    count: AtomicU64,
+pub(crate) struct Killing {
+    pub(crate) at: u64,
+    pub(crate) count: AtomicU64,
 }
 
 impl Medium for Killing {

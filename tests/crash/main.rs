@@ -4,6 +4,8 @@
 // A test fails by panicking, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
+#[path = "../support/containers.rs"]
+mod containers;
 #[path = "../support/scene.rs"]
 mod scene;
 #[path = "../support/mod.rs"]
@@ -13,3 +15,4 @@ mod failures;
 mod killed;
 mod power;
 mod stage;
+mod trees;

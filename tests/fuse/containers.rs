@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use annals::archive::Kind;
 
+use crate::archives::{SQUASHFS, TAR, as_squashfs_has_it as packed, back_up, request};
 use crate::support::mounts::{Mounted, Store, can_mount, names, promise, succeed};
 use crate::support::tools::{command, have, run};
 use crate::support::trees::{Listing, Sample, assert_same, make_sample, on_disk};
@@ -83,6 +84,26 @@ fn a_squashfs_image_is_the_tree_that_it_was_made_of() {
     let (store, tree) = container(Sample { long_names: true, ..Sample::default() }, "archive.sqfs", mksquashfs);
     let mounted = Mounted::new(&store.path());
     assert_same("archive.sqfs", &on_disk(&root(&mounted)), &as_squashfs_has_it(on_disk(&tree)));
+}
+
+#[test]
+fn backups_of_both_formats_that_annals_makes_mount_as_the_tree() {
+    if !can_mount() || !have(&["tar", "tar2sqfs", "setpriv"]) {
+        return;
+    }
+    let store = Store::new();
+    let tree = store.scratch("tree");
+    fs::create_dir(&tree).unwrap();
+    make_sample(&tree, Sample { long_names: true, large_numbers: true, ..Sample::default() });
+    for format in [SQUASHFS, TAR] {
+        back_up(&request(&store.path(), &tree, format));
+        let mounted = Mounted::new(&store.path());
+        let (shown, original) = (on_disk(&mounted.path("101/latest/root")), on_disk(&tree));
+        match format == TAR {
+            true => assert_same("tar", &shown, &original),
+            false => assert_same("squashfs", &packed(shown), &packed(original)),
+        }
+    }
 }
 
 #[test]

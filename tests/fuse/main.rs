@@ -4,6 +4,8 @@
 // A test fails by panicking, in its helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
+#[path = "../support/containers.rs"]
+mod archives;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -5,6 +5,8 @@
 
 #[path = "../support/certificates.rs"]
 mod certificates;
+#[path = "../support/containers.rs"]
+mod containers;
 #[path = "../support/fake_nbd.rs"]
 mod fake_nbd;
 #[path = "../support/fleece.rs"]
@@ -28,3 +30,4 @@ mod lost;
 mod servers;
 mod sizes;
 mod tls;
+mod trees;

@@ -154,7 +154,8 @@ impl Report {
         let mut said = self.said();
         let unable = said.errors.first.iter().any(|line| line.ends_with("support is not available"));
         let well = match status.code() {
-            Some(0 | 1) => !unable,
+            // Another program of that name may know none of the words.
+            Some(0 | 1) => !unable && (said.entries > 0 || said.errors.first.is_empty()),
             // Its word for errors. That something was gone when its turn came is none.
             Some(2) => said.errors.first.is_empty() && said.vanished,
             Some(_) | None => false,

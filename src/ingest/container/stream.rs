@@ -23,6 +23,8 @@ use crate::storage::write::NewFile;
 
 /// Most bytes of what the packer says that are kept.
 const PACKER_WORDS: u64 = 16 << 10;
+/// A file system that has less left than this, in bytes, has no room for what the packer writes at once.
+const ALMOST_FULL: u64 = 1 << 20;
 /// Bytes that a pipe is asked to hold, so that whoever writes need not wait for each turn of whoever reads.
 const PIPE_BYTES: usize = 1 << 20;
 
@@ -109,7 +111,7 @@ impl Stream<'_> {
                     self.judge(of_tar)?;
                 }
                 if !of_packer.success() || matches!(pumped, Pumped::PackerGone) {
-                    return Err(packer_failed(of_packer, &words));
+                    return Err(packer_failed(of_packer, &words, &file));
                 }
                 blocking(move || settle(&file)).await?
             }
@@ -252,9 +254,14 @@ fn hear(mut words: impl Read) -> String {
     String::from_utf8_lossy(&kept).trim().replace('\n', "; ")
 }
 
-fn packer_failed(status: ExitStatus, words: &str) -> Error {
+/// The packer says of every write that fails that it is an "I/O error"; on a file system that is full, that is why.
+fn packer_failed(status: ExitStatus, words: &str, file: &NewFile) -> Error {
     let why = if words.is_empty() { ended(status) } else { format!("failed: {words}") };
-    Error::new(ErrorKind::Io, format!("{} {why}", PACKER.name))
+    let message = format!("{} {why}", PACKER.name);
+    match file.space_left() {
+        Ok(0..ALMOST_FULL) => Error::io(message, rustix::io::Errno::NOSPC).with_hint("the store's file system is full"),
+        Ok(_) | Err(_) => Error::new(ErrorKind::Io, message),
+    }
 }
 
 /// Brings to the medium what the packer wrote, and hashes it.

@@ -71,6 +71,12 @@ impl NewFile {
         rustix::fs::fsync(&self.fd).map_err(|e| self.failed("bring to the medium", e))
     }
 
+    /// Bytes that the file's file system has left for this user.
+    pub fn space_left(&self) -> Result<u64> {
+        let space = rustix::fs::fstatvfs(&self.fd).map_err(|e| self.failed("find the space left for", e))?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+
     fn failed(&self, what: &str, errno: Errno) -> Error {
         let error = Error::io(format!("cannot {what} '{}'", self.path.display()), errno);
         match errno {

@@ -1,0 +1,239 @@
+//! `backup container` as a person or a script uses it, also where the programs that it needs are missing, others, or fail.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::stores::{Ran, TestStore, annals};
+use crate::support::tools::have;
+use crate::{all, backups};
+
+/// A store, and a tree beside it.
+struct Stage {
+    store: TestStore,
+    dir: tempfile::TempDir,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let stage = Self { store: TestStore::new(), dir: tempfile::tempdir().unwrap() };
+        fs::create_dir_all(stage.dir.path().join("tree/etc")).unwrap();
+        fs::create_dir_all(stage.dir.path().join("bin")).unwrap();
+        fs::write(stage.dir.path().join("tree/etc/passwd"), "root\n").unwrap();
+        fs::write(stage.dir.path().join("tree/noise"), vec![7; 100_000]).unwrap();
+        stage
+    }
+
+    fn tree(&self) -> String {
+        self.dir.path().join("tree").to_str().unwrap().to_owned()
+    }
+
+    fn back_up(&self, args: &[&str]) -> Ran {
+        self.store.annals(&[&["backup", "container", "101", &self.tree()], args].concat())
+    }
+
+    /// The same with the programs of `bin` alone.
+    fn back_up_with_own_programs(&self, args: &[&str]) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_annals"));
+        command.arg("--store").arg(self.store.path()).args(["backup", "container", "101", &self.tree()]).args(args);
+        annals(command.env("PATH", self.dir.path().join("bin")))
+    }
+
+    /// Puts a program of the system into `bin`.
+    fn borrow(&self, name: &str) {
+        let found = ["/usr/bin", "/bin", "/usr/local/bin"].map(|dir| Path::new(dir).join(name));
+        let found = found.iter().find(|path| path.exists()).unwrap();
+        std::os::unix::fs::symlink(found, self.dir.path().join("bin").join(name)).unwrap();
+    }
+
+    /// Puts a script into `bin`.
+    fn fake(&self, name: &str, script: &str) {
+        let path: PathBuf = self.dir.path().join("bin").join(name);
+        let _ = fs::remove_file(&path);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn names(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.store.path().join("101")) else { return Vec::new() };
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != ".writer.lock");
+        names.sort();
+        names
+    }
+}
+
+fn ready() -> bool {
+    have(&["tar", "tar2sqfs", "setpriv"])
+}
+
+#[test]
+fn a_backup_is_made_and_listed_and_shown_and_its_events_are_lines_of_json() {
+    if !ready() {
+        return;
+    }
+    let stage = Stage::new();
+    let ran = stage.back_up(&["--json", "--exclude", "/nothing/"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let events: Vec<Value> = ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let named = |name: &str| events.iter().find(|event| event["event"] == name).unwrap_or_else(|| panic!("no {name}"));
+    assert_eq!(named("archive-planned")["format"], "squashfs");
+    assert_eq!(named("archive-planned")["entries"], 4);
+    assert_eq!(named("archive-progress")["total"], 100_005);
+    assert_eq!(events.iter().rfind(|event| event["event"] == "archive-progress").unwrap()["done"], 100_005);
+    assert_eq!(named("archive-done")["blake3"].as_str().unwrap().len(), 64);
+    let ran = stage.back_up(&["--format", "tar"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("archive.tar  tar     4"), "{}", ran.stdout);
+
+    let listed = stage.store.annals(&["list", "101", "--json"]).json();
+    let archives: Vec<&Value> = listed["backups"].as_array().unwrap().iter().map(|b| &b["archives"][0]).collect();
+    assert_eq!(archives.iter().map(|a| a["format"].as_str().unwrap()).collect::<Vec<_>>(), ["squashfs", "tar"]);
+    assert!(archives.iter().all(|archive| archive["entries"] == 4 && archive["size"].as_u64().unwrap() > 4000));
+    let text = stage.store.annals(&["list", "101"]).stdout;
+    assert!(text.contains("squashfs, 4 KiB, 4 members") && text.contains("ok"), "{text}");
+    let shown = stage.store.annals(&["show", &format!("101@{}", backups(&stage.store, "101")[0])]);
+    assert!(
+        shown.stdout.contains("archive archive.sqfs: squashfs, 4 KiB, 4 members\nwithout: /nothing\n"),
+        "{}",
+        shown.stdout
+    );
+}
+
+#[test]
+fn an_archive_that_is_missing_cut_short_or_damaged_is_listed_as_broken_with_the_reason() {
+    if !ready() {
+        return;
+    }
+    let stage = Stage::new();
+    let file = |dir: &str, name: &str| stage.store.path().join("101").join(dir).join(name);
+    for format in ["tar", "squashfs", "tar", "tar", "squashfs"] {
+        assert_eq!(stage.back_up(&["--format", format]).code, Some(0));
+    }
+    let made = stage.names();
+    let cut = |path: PathBuf, by: u64| {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() - by).unwrap();
+    };
+    fs::remove_file(file(&made[0], "archive.tar")).unwrap();
+    cut(file(&made[1], "archive.sqfs"), 4000);
+    cut(file(&made[2], "archive.tar"), 512);
+    // Without its manifest, by its end alone.
+    fs::remove_file(file(&made[3], "backup.json")).unwrap();
+    cut(file(&made[3], "archive.tar"), 60_000);
+    let ran = stage.store.annals(&["list", "101", "--json"]);
+    assert_eq!(ran.code, Some(3));
+    let listed = ran.json();
+    let problems = |n: usize| all(&listed["backups"][n]["problems"], "message").join("; ");
+    assert_eq!(problems(0), "the archive that backup.json names is missing");
+    assert!(problems(1).contains("backup.json says") && problems(2).contains("backup.json says"));
+    assert!(problems(3).contains("do not end with the mark that ends a tar archive"), "{}", problems(3));
+    assert_eq!(problems(4), "");
+    for (name, code) in backups(&stage.store, "101").iter().zip([3, 3, 3, 3, 0]) {
+        let shown = stage.store.annals(&["show", &format!("101@{name}")]);
+        assert_eq!(shown.code, Some(code), "{name}: {}", shown.stdout);
+        assert_eq!(shown.stdout.contains("broken: 101@"), code == 3, "{}", shown.stdout);
+    }
+}
+
+#[test]
+fn wrong_words_end_with_2_and_a_tree_that_is_not_there_with_1_and_neither_leaves_anything() {
+    if !ready() {
+        return;
+    }
+    let stage = Stage::new();
+    let tree = stage.tree();
+    for args in [
+        vec!["backup", "container", "101"],
+        vec!["backup", "container", "../x", &tree],
+        vec!["backup", "container", "101", &tree, "--format", "zip"],
+        vec!["backup", "container", "101", &tree, "--exclude", "/"],
+        vec!["backup", "container", "101", &tree, "--exclude", ""],
+        vec!["backup", "container", "101", &tree, "--bwlimit", "fast"],
+        vec!["backup", "container", "101", &tree, "--attach", "archive.tar=/etc/hostname"],
+    ] {
+        assert_eq!(stage.store.annals(&args).code, Some(2), "{args:?}");
+    }
+    for path in ["/nonexistent".to_owned(), format!("{tree}/noise")] {
+        let ran = stage.store.annals(&["backup", "container", "101", &path]);
+        assert_eq!(ran.code, Some(1), "{path}: {}", ran.stderr);
+        assert!(ran.stderr.contains(&path), "{}", ran.stderr);
+    }
+    let plan = stage.back_up(&["--dry-run", "--json"]).json();
+    assert_eq!(plan["archive"]["format"], "squashfs");
+    assert!(stage.names().is_empty());
+}
+
+#[test]
+fn a_program_that_is_missing_is_named_with_its_package_before_anything_is_made() {
+    if !ready() {
+        return;
+    }
+    let stage = Stage::new();
+    let missing = |format: &str, program: &str, package: &str| {
+        let ran = stage.back_up_with_own_programs(&["--format", format]);
+        assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("the program '{program}' is not found")), "{}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("install the package {package}")), "{}", ran.stderr);
+        assert!(!stage.store.path().join("101").exists());
+    };
+    missing("tar", "tar", "tar");
+    stage.borrow("tar");
+    missing("tar", "setpriv", "util-linux");
+    stage.borrow("setpriv");
+    missing("squashfs", "tar2sqfs", "squashfs-tools-ng");
+    let ran = stage.back_up_with_own_programs(&["--json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("tar2sqfs") && ran.stdout.contains("archive.tar"), "{}", ran.stdout);
+}
+
+#[test]
+fn a_tree_that_cannot_be_read_as_a_whole_is_no_backup_and_the_log_says_what_is_missing() {
+    if !ready() {
+        return;
+    }
+    let stage = Stage::new();
+    for program in ["setpriv", "tar2sqfs"] {
+        stage.borrow(program);
+    }
+    let real = "/bin/tar \"$@\"";
+    for (script, told) in [
+        // As tar ends when a file cannot be opened; a name must not make that look harmless.
+        (
+            format!("{real}; echo 'tar: ./x: file changed as we read it: Cannot open: Permission denied' >&2; exit 2"),
+            "./x: file",
+        ),
+        (format!("{real}; exit 2"), "ended with code 2"),
+        (format!("{real}; kill -9 $$"), "signal 9"),
+        (format!("{real}; echo 'tar: POSIX ACL support is not available' >&2"), "ACL support"),
+        ("exit 0".to_owned(), "leave nothing"),
+    ] {
+        stage.fake("tar", &script);
+        for format in ["tar", "squashfs"] {
+            let ran = stage.back_up_with_own_programs(&["--format", format]);
+            assert_eq!(ran.code, Some(1), "{script}: {}", ran.stderr);
+            assert!(ran.stderr.contains(told), "{script}: {}", ran.stderr);
+        }
+    }
+    // What was gone when its turn came is a warning, whatever tar thinks of it.
+    stage.fake("tar", &format!("{real}; echo 'tar: ./x: Cannot stat: No such file or directory' >&2; exit 2"));
+    for format in ["tar", "squashfs"] {
+        let ran = stage.back_up_with_own_programs(&["--format", format]);
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        assert!(ran.stderr.contains("warning: ./x: Cannot stat"), "{}", ran.stderr);
+    }
+    // A packer that ends early, before and after its input has.
+    stage.fake("tar", real);
+    for script in ["echo 'out of luck' >&2; exit 1", "while read -r x; do :; done; echo 'out of luck' >&2; exit 1"] {
+        stage.fake("tar2sqfs", script);
+        let ran = stage.back_up_with_own_programs(&["--format", "squashfs"]);
+        assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+        assert!(ran.stderr.contains("tar2sqfs failed: out of luck"), "{}", ran.stderr);
+    }
+    assert_eq!(backups(&stage.store, "101").len(), 2);
+    let left: Vec<String> = stage.names().into_iter().filter(|name| name.starts_with(".partial-")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
