@@ -31,7 +31,7 @@ impl Medium for Failing {
 
 impl Failing {
     /// A disk that is full, over its quota, or read-only of a sudden; with what the system calls it.
-    fn reason(&self) -> (i32, &'static str) {
+    pub(crate) fn reason(&self) -> (i32, &'static str) {
         match self.at % 3 {
             0 => (28, "No space left on device"),
             1 => (122, "Disk quota exceeded"),

@@ -151,7 +151,7 @@ fn a_failure_of_any_change_leaves_the_log_and_nothing_half_made() {
                 Ok(_) => assert_eq!(found, 2, "{told}"),
                 Err(e) => {
                     assert_eq!(e.kind(), ErrorKind::Io, "{told}: {}", e.report());
-                    assert!(e.report().contains("No space left"), "{told}: {}", e.report());
+                    assert!(e.report().contains(medium.reason().1), "{told}: {}", e.report());
                     let log = names(&store.join("101")).iter().any(|name| name.ends_with(".failed"));
                     assert!(log || for_good || found == 1, "{told}");
                 }
