@@ -92,13 +92,19 @@ impl Transfer {
         let finished = self.discard.then_some(finished);
         let (done, shared) = (self.done.clone(), self.shared.clone());
         let writing = tokio::spawn(blocking(move || write(writer, parts, &done, &shared, finished)));
-        let trimming = trim(self.source.clone(), to_trim);
-        // The writer knows why it stopped listening; its word is the one that counts.
-        let (fed, ()) = tokio::join!(self.feed(encoder, queue), trimming);
-        let written = writing
-            .await
-            .unwrap_or_else(|e| Err(Error::new(ErrorKind::Limit, "the writing thread ended early").with_source(e)));
-        written.and_then(|written| fed.map(|()| written))
+        let writing = async {
+            writing
+                .await
+                .unwrap_or_else(|e| Err(Error::new(ErrorKind::Limit, "the writing thread ended early").with_source(e)))
+        };
+        let feeding = async {
+            // That it was stopped says nothing: the writer knows why it stopped listening.
+            let (fed, ()) = tokio::join!(self.feed(encoder, queue), trim(self.source.clone(), to_trim));
+            Ok(fed)
+        };
+        // When the writer fails, nobody waits for what is still being read, or for its turn under a limit on speed.
+        let (written, fed) = tokio::try_join!(writing, feeding)?;
+        fed.map(|()| written)
     }
 
     /// Starts the reads, in order, as fast as the budget lets it.
@@ -112,6 +118,10 @@ impl Transfer {
                 Batch::Read { range, reads } => {
                     let units = u32::try_from(range.len().div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX);
                     let budget = self.shared.memory.clone().acquire_many_owned(units).await.map_err(|_| stopped())?;
+                    // Here and not in the reader: turns are taken in the order of the disk, which is that of the writer.
+                    if let Some(pace) = &self.shared.pace {
+                        pace.take(reads.iter().map(|read| read.len()).sum()).await;
+                    }
                     let (told, ready) = oneshot::channel();
                     let reader = Reader {
                         source: self.source.clone(),
@@ -162,9 +172,6 @@ struct Reader {
 
 impl Reader {
     async fn run(self, encoder: Encoder) -> Result<EncodedBatch> {
-        if let Some(pace) = &self.shared.pace {
-            pace.take(self.reads.iter().map(|read| read.len()).sum()).await;
-        }
         let mut bytes = match self.reads.as_slice() {
             [whole] if *whole == self.range => self.source.read(*whole, self.shared.buffer()).await?,
             _ => self.assemble().await?,

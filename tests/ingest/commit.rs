@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use annals::base::ErrorKind;
-use annals::ingest::KeptFile;
-use annals::storage::write::{Direct, WriteDir, WriterLock};
+use annals::ingest::{self, Interrupt, KeptFile};
+use annals::storage::write::{Change, Direct, Medium, WriteDir, WriterLock};
 
+use crate::fake_nbd::{FakeServer, Offer};
 use crate::scene::{Scene, assert_same, names};
 use crate::support::random::Random;
 
@@ -137,6 +139,41 @@ fn previous_info_is_renewed_only_where_a_store_has_it() {
     scene.back_up(&request);
     let kept = fs::read_to_string(scene.guest().join("previous-info")).unwrap();
     assert_eq!(kept, "old 1730998282", "no bitmap was named, so there is none to note");
+}
+
+/// Refuses to sync a directory once a backup has got its name.
+#[derive(Debug, Default)]
+struct Unsynced(AtomicBool);
+
+impl Medium for Unsynced {
+    fn before(&self, path: &Path, change: Change<'_>) -> annals::base::Result<()> {
+        match change {
+            Change::Rename { to, .. } if to.starts_with("qemu-") => self.0.store(true, Ordering::SeqCst),
+            Change::SyncDirectory if self.0.swap(false, Ordering::SeqCst) => {
+                return Err(annals::base::Error::io(
+                    format!("cannot sync {}", path.display()),
+                    std::io::Error::other("no"),
+                ));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn previous_info_names_no_backup_that_a_loss_of_power_may_take_away() {
+    let scene = Scene::new();
+    let server = FakeServer::after(Offer::backup(), |session| session.serve_backup(&Offer::backup()));
+    let request = scene.request(&[&format!("d={},bitmap=bm", server.uri("vda"))]);
+    scene.back_up(&request);
+    let noted = || fs::read_to_string(scene.guest().join("previous-info")).unwrap();
+    fs::write(scene.guest().join("previous-info"), "old 1730998282").unwrap();
+    let made = ingest::run(&request, Arc::new(Unsynced::default()), &Interrupt::default(), &|_| {}).unwrap();
+    assert!(made.warnings[0].contains("loss of power"), "{:?}", made.warnings);
+    assert_eq!(noted(), "old 1730998282");
+    let made = scene.back_up(&request);
+    assert_eq!(noted(), format!("bm {}", scene.manifest(&made.backup).time.epoch()));
 }
 
 #[test]

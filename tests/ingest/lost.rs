@@ -32,6 +32,7 @@ fn moving(scene: &Scene, args: &[&str]) -> Watched {
 #[track_caller]
 pub(crate) fn failed_in_order(scene: &Scene, first: &str, bytes: &[u8], ended: &Ended, words: &[&str]) {
     assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.took < Duration::from_secs(20), "{ended:?}");
     let names = scene.names();
     let [kept, failed] = names.as_slice() else { panic!("{names:?} after {ended:?}") };
     assert!(kept == first && failed.ends_with(".failed"), "{names:?}");
@@ -55,11 +56,11 @@ fn a_source_that_dies_for_good_ends_the_run_with_its_name_and_the_command_it_did
     let mut server = Server::new();
     server.nbdkit(&["-e", "vda", "file", raw.to_str().unwrap()]);
     let disk = format!("vda={}", server.uri("vda"));
-    let run = moving(&scene, &["--disk", &disk, "--bwlimit", "1M", "--timeout", "2"]);
+    // So slow that what is on its way would keep the run busy for half a minute after the read that failed.
+    let run = moving(&scene, &["--disk", &disk, "--bwlimit", "256K", "--timeout", "2"]);
     server.kill();
     let ended = run.end();
     failed_in_order(&scene, &first, &bytes, &ended, &["disk vda", "export 'vda': read of", "cannot connect"]);
-    assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
     // With the source back, the next run is as if nothing had been.
     server.nbdkit(&["-e", "vda", "file", raw.to_str().unwrap()]);
     let made = scene.back_up(&scene.request(&[&disk]));
@@ -107,7 +108,6 @@ fn a_source_that_falls_silent_is_given_up_after_the_time_that_was_given() {
     let ended = Watched::start(&scene.store(), &["backup", "vm", "100", "--disk", &disk, "--timeout", "1"]).end();
     let words = ["disk vda", "export 'vda': read of", "silent for 1s"];
     failed_in_order(&scene, &first, &before, &ended, &words);
-    assert!(ended.took < Duration::from_secs(15), "{:?}", ended.took);
 }
 
 #[test]

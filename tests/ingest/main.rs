@@ -11,6 +11,8 @@ mod containers;
 mod fake_nbd;
 #[path = "../support/fleece.rs"]
 mod fleece;
+#[path = "../support/libvirt.rs"]
+mod libvirt;
 #[path = "../support/nbd_servers.rs"]
 mod nbd_servers;
 #[path = "../support/scene.rs"]
@@ -27,6 +29,7 @@ mod full;
 mod history;
 mod lies;
 mod lost;
+mod pull;
 mod servers;
 mod sizes;
 mod tls;

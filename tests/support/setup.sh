@@ -34,6 +34,19 @@ need() {
     fi
 }
 
+# A machine emulator for guests of libvirt. Its packages demand the qemu-system-common of their own release to the letter, so a machine
+# whose QEMU is from backports would lose that. Where there is no emulator, one is unpacked in a directory of its own, and
+# whatever QEMU is installed stays as it is.
+emulator=/usr/local/lib/annals-tests/qemu
+emulator_packages=(qemu-system-x86 qemu-system-common qemu-system-data seabios)
+
+need_emulator() {
+    if ! command -v qemu-system-x86_64 >/dev/null && [ ! -x $emulator/usr/bin/qemu-system-x86_64 ]; then
+        missing+=(qemu-system-x86_64)
+        packages+=(emulator)
+    fi
+}
+
 need_to_build() {
     if ! command -v cc >/dev/null || [ ! -e /usr/include/stdio.h ]; then
         missing+=(cc)
@@ -74,6 +87,9 @@ need_to_test() {
     need python3 python3
     need nbdinfo libnbd-bin
     need openssl openssl
+    need libvirtd libvirt-daemon
+    need virsh libvirt-clients
+    need_emulator
     need shellcheck shellcheck
     need git git
 }
@@ -152,10 +168,14 @@ install_packages() {
         "${as_root[@]}" apt-get update -q || say "apt-get update failed: trying with the lists that are there"
     fi
 
-    local wanted=() qemu=() name
+    local wanted=() qemu=() name unpack=
     for name in "${packages[@]}"; do
         case $name in
             qemu | qemu-daemon) qemu+=("$name") ;;
+            emulator)
+                unpack=1
+                mapfile -t -O "${#wanted[@]}" wanted < <(emulator_libraries)
+                ;;
             *) wanted+=("$name") ;;
         esac
     done
@@ -171,6 +191,41 @@ install_packages() {
     else
         "${as_root[@]}" "${apt[@]}" "${wanted[@]}"
     fi
+    [ -z "$unpack" ] || unpack_emulator "${as_root[@]}"
+}
+
+# The libraries of the emulator that are not there yet.
+emulator_libraries() {
+    local name
+    for name in $(apt-cache depends qemu-system-x86 | awk '$1 == "Depends:" && $2 ~ /^lib/ { print $2 }'); do
+        dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null | grep -q '^installed' || echo "$name"
+    done
+}
+
+# unpack_emulator [sudo]: unpacks the release's own packages of the emulator, all of one version.
+unpack_emulator() {
+    say "unpacking ${emulator_packages[*]} into $emulator"
+    [ -z "$dry_run" ] || return 0
+    local scratch version name
+    scratch=$(mktemp -d)
+    version=$(apt-cache policy qemu-system-x86 | awk '$1 == "Candidate:" { print $2 }')
+    for name in "${emulator_packages[@]}"; do
+        case $name in
+            # Built once for all architectures, and so without the number of the build.
+            seabios | qemu-system-data) ;;
+            *) name=$name=$version ;;
+        esac
+        (cd "$scratch" && apt-get download -q -o APT::Sandbox::User=root "$name" 2>&1) || die "cannot download $name"
+    done
+    for name in "$scratch"/*.deb; do
+        dpkg-deb --extract "$name" "$scratch/unpacked"
+    done
+    "$@" mkdir -p "$(dirname $emulator)"
+    "$@" rm -rf $emulator $emulator.new
+    "$@" cp -r "$scratch/unpacked" $emulator.new
+    "$@" chmod -R a+rX $emulator.new
+    "$@" mv $emulator.new $emulator
+    rm -rf "$scratch"
 }
 
 if [ ${#packages[@]} -gt 0 ]; then
