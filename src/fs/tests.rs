@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::Inode;
 use super::nodes::{Node, Nodes, ShortName, What};
+use crate::archive::NodeId;
 
 fn guest(id: &str) -> Node {
     Node { parent: Inode::ROOT, what: What::Guest(id.into()), version: 0 }
@@ -95,17 +96,32 @@ fn a_backups_name_takes_no_allocation_where_it_is_a_time() {
     assert!(size_of::<Node>() <= 48, "{} bytes a node", size_of::<Node>());
 }
 
+#[test]
+fn an_entry_of_an_archive_is_of_the_archive_that_is_there() {
+    let nodes = Nodes::new();
+    let top = nodes.look_up(child(Inode::ROOT, What::Archive("a".into()), 7)).unwrap();
+    let member = nodes.look_up(child(top, What::Member(NodeId(3)), 7)).unwrap();
+    assert_eq!(nodes.get(member).unwrap(), child(top, What::Member(NodeId(3)), 7));
+    assert!(nodes.look_up(child(top, What::Member(NodeId(3)), 8)).is_err(), "an entry of another state of it");
+    nodes.forget(top, 1);
+    assert!(nodes.get(top).is_ok(), "the entry holds its archive");
+    nodes.forget(member, 1);
+    assert_eq!(nodes.len(), 1);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     LookUp { guest: u8, version: Option<u64> },
+    LookUpMember { version: u64, id: u64 },
     Forget { which: usize, count: u64 },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let look_up =
         (0..4_u8, proptest::option::of(0..3_u64)).prop_map(|(guest, version)| Step::LookUp { guest, version });
+    let member = (0..2_u64, 0..4_u64).prop_map(|(version, id)| Step::LookUpMember { version, id });
     let forget = (any::<usize>(), 1..3_u64).prop_map(|(which, count)| Step::Forget { which, count });
-    proptest::collection::vec(prop_oneof![look_up, forget], 0..60)
+    proptest::collection::vec(prop_oneof![look_up, member, forget], 0..60)
 }
 
 proptest! {
@@ -125,6 +141,17 @@ proptest! {
                         let node = child(parent, What::Disk("d".into()), version);
                         let inode = nodes.look_up(node.clone()).unwrap();
                         let known = held.entry(inode).or_insert((node.clone(), 0));
+                        prop_assert_eq!(&known.0, &node, "two things under one number");
+                        known.1 += 1;
+                    }
+                }
+                Step::LookUpMember { version, id } => {
+                    let mut parent = Inode::ROOT;
+                    for what in [What::Guest("0".into()), What::Archive("a".into()), What::Member(NodeId(id))] {
+                        let version = if parent == Inode::ROOT { 0 } else { version };
+                        let node = child(parent, what, version);
+                        parent = nodes.look_up(node.clone()).unwrap();
+                        let known = held.entry(parent).or_insert((node.clone(), 0));
                         prop_assert_eq!(&known.0, &node, "two things under one number");
                         known.1 += 1;
                     }
