@@ -44,6 +44,31 @@ fn a_backup_is_made_and_listed_and_its_events_are_lines_of_json() {
 }
 
 #[test]
+fn on_a_terminal_each_disk_has_a_bar_that_moves_to_its_end() {
+    let (store, dir, disk) = stage();
+    fs::write(dir.path().join("second"), Random::new(2).bytes(1 << 20)).unwrap();
+    let program = env!("CARGO_BIN_EXE_annals");
+    let line = format!(
+        "stty cols 100; {program} --store {} backup vm 100 {disk} --disk drive-b={} --bwlimit 3M",
+        store.path().display(),
+        dir.path().join("second").display()
+    );
+    let output =
+        Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output().expect("script starts");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}");
+    for disk in ["drive-scsi0", "drive-b"] {
+        let bars: Vec<&str> =
+            shown.split('\r').filter(|line| line.contains(disk) && line.contains(" MiB / ")).collect();
+        assert!(bars.len() > 1, "{disk} has no bar that moves: {shown:?}");
+        assert!(bars.iter().any(|bar| bar.contains("1.00 MiB / 1.00 MiB")), "{disk} does not reach its end: {shown:?}");
+    }
+    // Lines come above the bars and the result below them, each on a line of its own.
+    assert!(shown.contains("published 100/qemu-"), "{shown:?}");
+    assert!(shown.lines().any(|line| line.starts_with("100/qemu-")), "{shown:?}");
+}
+
+#[test]
 fn a_dry_run_prints_the_plan_and_the_reason_and_makes_nothing() {
     let (store, _dir, disk) = stage();
     let ran = store.annals(&["backup", "vm", "100", &disk, "--dry-run"]);

@@ -121,6 +121,32 @@ fn a_source_that_greets_nobody_is_given_up_too() {
 }
 
 #[test]
+fn a_read_that_is_refused_ends_the_run_without_a_wait_for_those_that_are_still_on_their_way() {
+    let (scene, first) = with_a_backup(b"what was before");
+    let before = scene.read(&first, "vda");
+    let offer = Offer { size: 8 << 20, ..Offer::backup() };
+    let server = FakeServer::after(offer.clone(), move |session| {
+        loop {
+            let asked = session.request()?;
+            match (asked.command, asked.offset) {
+                (annals::nbd::constants::CMD_READ, 0) => session.error(asked, true, 1, 5, "no")?,
+                (annals::nbd::constants::CMD_READ, _) => {}
+                _ => session.answer(&offer, asked)?,
+            }
+        }
+    });
+    let disk = format!("vda={}", server.uri("vda"));
+    let ended = Watched::start(&scene.store(), &["backup", "vm", "100", "--disk", &disk, "--timeout", "40"]).end();
+    failed_in_order(
+        &scene,
+        &first,
+        &before,
+        &ended,
+        &["disk vda", "export 'vda': read of 1048576 bytes at 0x0", "EIO"],
+    );
+}
+
+#[test]
 fn a_signal_ends_a_run_that_waits_for_a_silent_source_at_once() {
     let (scene, first) = with_a_backup(b"what was before");
     let before = scene.read(&first, "vda");

@@ -307,3 +307,25 @@ fn previous_info_names_the_bitmap_after_the_data_is_there() {
     let time = scene.manifest(&made.backup).time.epoch();
     assert_eq!(std::fs::read_to_string(scene.guest().join("previous-info")).unwrap(), format!("bm7 {time}"));
 }
+
+#[test]
+fn large_disks_take_no_more_memory_than_the_program_may_have() {
+    if !have(&["nbdkit"]) {
+        return;
+    }
+    let scene = Scene::new();
+    // Nobody says what is zero, so all of it is read; what is not, is written.
+    let (mut zeros, mut data) = (Server::new(), Server::new());
+    zeros.nbdkit(&["--filter=noextents", "memory", "1G"]);
+    data.nbdkit(&["--filter=noextents", "pattern", "192M"]);
+    let disks = [format!("a={}", zeros.uri("")), format!("b={}", data.uri(""))];
+    let args = ["backup", "vm", "100", "--disk", &disks[0], "--disk", &disks[1]];
+    let ended = crate::watched::Watched::start(&scene.store(), &args).end();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    println!("{} MiB in {:?}", ended.memory, ended.took);
+    assert!(ended.memory < 256, "{} MiB", ended.memory);
+    let [backup] = scene.names().try_into().unwrap();
+    let read = scene.read(&backup, "b");
+    let same = |(index, bytes): (usize, &[u8])| *bytes == (index as u64 * 8).to_be_bytes();
+    assert!(read.len() == 192 * MIB && read.chunks(8).enumerate().all(same));
+}

@@ -58,6 +58,10 @@ impl Progress {
         if let Some(bars) = &self.bars {
             let disks = bars.disks.lock().unwrap_or_else(PoisonError::into_inner);
             disks.values().for_each(ProgressBar::abandon);
+            if !disks.is_empty() {
+                // The last bar's line is not ended; what is printed next has one of its own.
+                let _ = writeln!(std::io::stderr().lock());
+            }
         }
     }
 }
