@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -211,11 +212,14 @@ fn a_tree_that_cannot_be_read_as_a_whole_is_no_backup_and_the_log_says_what_is_m
         (format!("{real}; echo 'tar: POSIX ACL support is not available' >&2"), "ACL support"),
         ("exit 0".to_owned(), "leave nothing"),
     ] {
-        stage.fake("tar", &script);
-        for format in ["tar", "squashfs"] {
-            let ran = stage.back_up_with_own_programs(&["--format", format]);
-            assert_eq!(ran.code, Some(1), "{script}: {}", ran.stderr);
-            assert!(ran.stderr.contains(told), "{script}: {}", ran.stderr);
+        // Both times that it is started, and the second time alone, when the plan is made.
+        for script in [script.clone(), format!("case \"$*\" in *\" /dev/null \"*) exec {real};; esac; {script}")] {
+            stage.fake("tar", &script);
+            for format in ["tar", "squashfs"] {
+                let ran = stage.back_up_with_own_programs(&["--format", format]);
+                assert_eq!(ran.code, Some(1), "{script}: {}", ran.stderr);
+                assert!(ran.stderr.contains(told), "{script}: {}", ran.stderr);
+            }
         }
     }
     // What was gone when its turn came is a warning, whatever tar thinks of it.
@@ -236,4 +240,51 @@ fn a_tree_that_cannot_be_read_as_a_whole_is_no_backup_and_the_log_says_what_is_m
     assert_eq!(backups(&stage.store, "101").len(), 2);
     let left: Vec<String> = stage.names().into_iter().filter(|name| name.starts_with(".partial-")).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_program_that_neither_reads_nor_writes_ends_with_the_one_that_started_it() {
+    if !ready() {
+        return;
+    }
+    let stage = Stage::new();
+    for program in ["setpriv", "tar2sqfs"] {
+        stage.borrow(program);
+    }
+    let pid = stage.dir.path().join("pid");
+    let script = format!(
+        "case \"$*\" in *\" /dev/null \"*) exec /bin/tar \"$@\";; esac; echo $$ >{0}.new; mv {0}.new {0}; exec sleep 600",
+        pid.display()
+    );
+    // `mv` and `sleep` are not on the path that the scripts of this test have.
+    stage.fake("tar", &script.replace("mv ", "/bin/mv ").replace("exec sleep", "exec /bin/sleep"));
+    for signal in [rustix::process::Signal::KILL, rustix::process::Signal::TERM] {
+        let _ = fs::remove_file(&pid);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_annals"))
+            .args(["backup", "container", "101", &stage.tree(), "--format", "tar"])
+            .env("ANNALS_STORE", stage.store.path())
+            .env("PATH", stage.dir.path().join("bin"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let began = Instant::now();
+        while !pid.exists() {
+            assert!(began.elapsed() < Duration::from_secs(20), "it does not begin");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let helper = fs::read_to_string(&pid).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+        child.wait().unwrap();
+        let ended = Instant::now();
+        let alive = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", helper.trim())).unwrap_or_default();
+            // A process that nobody has waited for has ended all the same.
+            stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+        };
+        while alive() {
+            assert!(ended.elapsed() < Duration::from_secs(2), "{signal:?}: it outlives us");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    assert!(backups(&stage.store, "101").is_empty());
 }

@@ -81,6 +81,9 @@ fn a_tar_archive_of_a_tree_is_extracted_by_gnu_tar_as_that_tree() {
     let made = run(&request, &|_| {}).unwrap_or_else(|e| panic!("{}", e.report()));
     let dir = scene.store().join("101").join(&made.backup);
     assert_same("our reader", &contents(&scene.store(), &latest(&scene.store())), &expected);
+    let bytes = fs::read(dir.join("archive.tar")).unwrap();
+    let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(has("SCHILY.acl.access=user::rw-\nuser:2:rwx\n") && has("\ngroup:2:r--\n"), "told by numbers");
     extract_tar(&dir.join("archive.tar"), &scene.path("out"));
     assert_same("GNU tar", &without_places(on_disk(&scene.path("out"))), &without_places(expected));
     assert!(made.warnings.is_empty(), "{:?}", made.warnings);
@@ -329,6 +332,8 @@ fn a_second_writer_is_told_who_is_writing_and_files_are_kept_as_for_virtual_mach
     let conf = scene.raw("conf", b"arch: amd64\n");
     request.files = vec![annals::ingest::KeptFile { name: "guest.conf".into(), path: conf.clone() }];
     let archive = back_up(&request);
+    // An archive of a single chunk.
+    assert_eq!(contents(&scene.store(), &latest(&scene.store())).len(), 2);
     assert_eq!(fs::read(archive.with_file_name("guest.conf")).unwrap(), b"arch: amd64\n");
     assert_eq!(names(archive.parent().unwrap()), ["archive.tar", "backup.json", "backup.log", "guest.conf"]);
     let guest = WriteDir::open(&scene.store().join("101"), Arc::new(Direct)).unwrap();

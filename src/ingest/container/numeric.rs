@@ -89,3 +89,76 @@ impl<R: Read> Read for NumericAcls<R> {
 fn read_up_to(from: &mut impl Read, len: u64, into: &mut Vec<u8>) -> io::Result<()> {
     from.take(len).read_to_end(into).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::tar::acl_to_xattr;
+
+    /// A header of that type, with what follows it.
+    fn member(kind: u8, said: u64, data: &[u8]) -> Vec<u8> {
+        let mut block = [0; BLOCK];
+        block[..4].copy_from_slice(b"name");
+        block[156] = kind;
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum::<u32>() + 8 * 32;
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        let mut bytes = Header::parse(&block).unwrap().resized(said).unwrap().to_vec();
+        bytes.extend_from_slice(data);
+        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        bytes
+    }
+
+    fn record(key: &str, value: &[u8]) -> Vec<u8> {
+        let rest = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
+        let len = (1..).find(|len: &usize| *len == rest.len() + len.to_string().len()).unwrap();
+        [len.to_string().into_bytes(), rest].concat()
+    }
+
+    fn acl(who: &str) -> Vec<u8> {
+        let text = |who: &str| format!("user::rw-\nuser:{who}:r--\ngroup::r--\nmask::r--\nother::---\n");
+        let binary = acl_to_xattr(text("5").as_bytes()).unwrap();
+        [record("SCHILY.acl.access", text(who).as_bytes()), record("SCHILY.xattr.system.posix_acl_access", &binary)]
+            .concat()
+    }
+
+    fn told_by_numbers(bytes: &[u8], piece: usize) -> Vec<u8> {
+        let mut reader = NumericAcls::new(bytes);
+        let (mut all, mut buf) = (Vec::new(), vec![0; piece]);
+        loop {
+            match reader.read(&mut buf).unwrap() {
+                0 => break,
+                read => all.extend_from_slice(&buf[..read]),
+            }
+        }
+        assert_eq!(reader.unclear, 0);
+        all
+    }
+
+    #[test]
+    fn acls_of_members_are_changed_and_those_of_archives_among_the_members_data_are_not() {
+        let inner = [member(b'x', acl("games").len() as u64, &acl("games")), member(b'0', 3, b"abc")].concat();
+        let size = inner.len() as u64;
+        let archive = |who: &str| {
+            // The second member's size stands in its records alone, as that of one of more than 8 GiB does.
+            let records = [acl(who), record("size", size.to_string().as_bytes())].concat();
+            let (link, plain) = (record("size", b"77777"), record("path", b"x"));
+            [
+                member(b'x', acl(who).len() as u64, &acl(who)),
+                member(b'0', size, &inner),
+                member(b'x', records.len() as u64, &records),
+                member(b'0', 0, &inner),
+                member(b'x', link.len() as u64, &link),
+                member(b'1', 0, b""),
+                member(b'x', plain.len() as u64, &plain),
+                member(b'0', 5, b"12345"),
+                vec![0; 1024],
+            ]
+            .concat()
+        };
+        for piece in [1, 511, 512, 100_000] {
+            assert!(told_by_numbers(&archive("games"), piece) == archive("5"), "in pieces of {piece}");
+        }
+        let cut = &archive("games")[..4000];
+        assert!(told_by_numbers(cut, 100).ends_with(&cut[3000..]), "one that is cut short");
+    }
+}
