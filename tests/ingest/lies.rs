@@ -57,11 +57,10 @@ fn answers(
 
 /// Lies in the answer to a read, after some that were honest.
 fn read_lies(word: &str, lie_to: fn(&mut Session, Asked) -> io::Result<()>) {
-    // Small requests, so that the lie comes in the middle.
-    let offer = Offer { block_sizes: Some([1, 4096, 65536]), ..Offer::backup() };
-    for kind in [Kind::Full, Kind::Increment] {
+    for (kind, extended) in [(Kind::Full, false), (Kind::Increment, false), (Kind::Full, true)] {
         let honest = AtomicUsize::new(0);
-        let offer = offer.clone();
+        // Small requests, so that the lie comes in the middle.
+        let offer = Offer { block_sizes: Some([1, 4096, 65536]), extended, ..Offer::backup() };
         let script = answers(offer.clone(), nbd::CMD_READ, move |session, asked| {
             if honest.fetch_add(1, Ordering::SeqCst) == 0 {
                 return session.answer_read(&offer, asked);
@@ -126,13 +125,13 @@ fn errors_without_end_end_the_run() {
 
 #[test]
 fn a_simple_reply_to_a_structured_read_is_never_published() {
-    read_lies("simple", |session, asked| session.simple(asked.cookie, 0, &vec![0; asked.len as usize]));
+    read_lies("reply", |session, asked| session.simple(asked.cookie, 0, &vec![0; asked.len as usize]));
 }
 
 /// Lies in the answer to a block status.
 fn status_lies(word: &str, lie_to: fn(&mut Session, Asked) -> io::Result<()>) {
-    for kind in [Kind::Full, Kind::Increment] {
-        let script = answers(Offer::backup(), nbd::CMD_BLOCK_STATUS, lie_to);
+    for (kind, extended) in [(Kind::Full, false), (Kind::Increment, false), (Kind::Full, true)] {
+        let script = answers(Offer { extended, ..Offer::backup() }, nbd::CMD_BLOCK_STATUS, lie_to);
         lie(kind, &["export 'vda': block status of", word], script);
     }
 }

@@ -27,6 +27,7 @@ mod devices;
 mod files;
 mod full;
 mod history;
+mod killed;
 mod lies;
 mod lost;
 mod pull;
