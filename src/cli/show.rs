@@ -304,6 +304,9 @@ fn disk_text(disk: &ShownDisk, output: &Output) -> String {
     if let Some(reason) = disk.manifest.as_ref().and_then(|disk| disk.reason.as_ref()) {
         text += &format!("reason: {}\n", printable(reason));
     }
+    if let Some(checkpoint) = disk.manifest.as_ref().and_then(|disk| disk.checkpoint.as_ref()) {
+        text += &format!("checkpoint: {}\n", printable(checkpoint));
+    }
     let row = |layer: &ShownLayer| {
         let cluster = layer.cluster_size.map(size).unwrap_or_default();
         let features = layer.features.join(", ");

@@ -22,7 +22,8 @@ fn the_own_layout_is_told_with_its_manifest() {
         "100/qemu-2024-11-08T16-51-20Z/backup.json",
         r#"{"version":1,"guest":"100","kind":"qemu","time":"2024-11-08T16:51:20Z","tool":{"name":"annals","version":"9"},
             "disks":[{"name":"drive-scsi0","file":"drive-scsi0.qcow2","format":"qcow2","size":1073741824,
-            "parent":{"backup":"qemu-2024-11-07T16-51-22Z","file":"drive-scsi0.qcow2"},"reason":"the bitmap is whole"}]}"#,
+            "parent":{"backup":"qemu-2024-11-07T16-51-22Z","file":"drive-scsi0.qcow2"},"reason":"the bitmap is whole",
+            "checkpoint":"cp7"}]}"#,
     );
 
     let guests = store.annals(&["list"]);
@@ -38,10 +39,17 @@ fn the_own_layout_is_told_with_its_manifest() {
     assert_eq!(shown["disks"][0]["opened"]["size"], 1 << 30);
     assert_eq!(shown["disks"][0]["opened"]["allocated"], 192 << 10);
     assert_eq!(shown["disks"][0]["manifest"]["reason"], "the bitmap is whole");
+    assert_eq!(shown["disks"][0]["manifest"]["checkpoint"], "cp7");
     assert_eq!(all(&shown["files"], "name"), ["backup.json", "guest.conf"]);
 
     let text = store.annals(&["show", "100@2024-11-08"]).stdout;
-    for part in ["disk drive-scsi0: 1 GiB, 192 KiB allocated, 2 layers", "made by    annals 9", second, "64 KiB"] {
+    for part in [
+        "disk drive-scsi0: 1 GiB, 192 KiB allocated, 2 layers",
+        "made by    annals 9",
+        second,
+        "64 KiB",
+        "checkpoint: cp7",
+    ] {
         assert!(text.contains(part), "no '{part}' in:\n{text}");
     }
 }
