@@ -309,6 +309,20 @@ fn previous_info_names_the_bitmap_after_the_data_is_there() {
 }
 
 #[test]
+fn over_a_slow_link_many_reads_are_on_their_way_at_once() {
+    if !have(&["nbdkit"]) {
+        return;
+    }
+    let scene = Scene::new();
+    let mut server = Server::new();
+    server.nbdkit(&["--filter=noextents", "--filter=delay", "memory", "64M", "delay-read=150ms"]);
+    let made = std::time::Instant::now();
+    scene.back_up(&scene.request(&[&format!("d={}", server.uri(""))]));
+    // One after the other, the 64 reads of a MiB would take 9.6 s; nbdkit answers 16 at a time.
+    assert!(made.elapsed() < std::time::Duration::from_millis(4800), "{:?}", made.elapsed());
+}
+
+#[test]
 fn large_disks_take_no_more_memory_than_the_program_may_have() {
     if !have(&["nbdkit"]) {
         return;

@@ -60,9 +60,9 @@ fn a_disk_that_has_grown_under_libvirt_is_an_increment_and_one_that_has_shrunk_s
     assert_same(&scene.read(&first.backup, "vda"), &vec![0x11; 8 * MIB]);
 }
 
-/// An export as a Proxmox host makes it, of a disk of 0x10 that was 8 MiB at its last backup and has grown by 4 MiB since, of which
-/// its bitmap tells nothing.
-fn proxmox_grown(writable: bool) -> StorageDaemon {
+/// An export as a Proxmox host makes it, of a disk that was 8 MiB of 0x10 at its last backup and has grown by 4 MiB since. What it grew by
+/// is of no bitmap's concern, unless the guest has written all of it.
+fn proxmox_grown(writable: bool, written: bool) -> StorageDaemon {
     let mut daemon = StorageDaemon::start();
     daemon.add_image("disk", 8 * MIB as u64);
     daemon.add_image("scratch", 12 * MIB as u64);
@@ -71,6 +71,11 @@ fn proxmox_grown(writable: bool) -> StorageDaemon {
     daemon.guest("since", &["write -P 0x20 1M 64k"]);
     daemon.unexport("disk");
     daemon.qmp("block_resize", json!({"node-name": "disk", "size": 12 * MIB}));
+    if written {
+        daemon.export("disk", "grown", true, json!([]));
+        daemon.guest("grown", &["write -P 0x30 0 12M"]);
+        daemon.unexport("disk");
+    }
     daemon.qmp("block-dirty-bitmap-disable", json!({"node": "disk", "name": "bm"}));
     let bitmap = json!({"node": "disk", "name": "bm"});
     daemon.qmp(
@@ -91,7 +96,7 @@ fn a_disk_that_has_grown_behind_an_export_of_what_is_dirty_alone_is_to_be_read_i
         let scene = Scene::new();
         let raw = scene.raw("disk", &vec![0x10; 8 * MIB]);
         let first = scene.back_up(&scene.request(&[&format!("d={}", raw.display())]));
-        let daemon = proxmox_grown(writable);
+        let daemon = proxmox_grown(writable, false);
         let request = scene.request(&[&format!("d={},bitmap=bm", daemon.server.uri("vda"))]);
         let told = annals::ingest::dry_run(&request).unwrap_or_else(|e| panic!("{}", e.report()));
         assert!(told[0].decision.parent().is_none());
@@ -103,6 +108,25 @@ fn a_disk_that_has_grown_behind_an_export_of_what_is_dirty_alone_is_to_be_read_i
         assert!(e.hint().is_some_and(|hint| hint.contains("only what is dirty")), "{}", e.report());
         assert_same(&scene.read(&first.backup, "d"), &vec![0x10; 8 * MIB]);
         assert_eq!(scene.names().iter().filter(|name| !name.ends_with(".failed")).count(), 1);
+    }
+}
+
+#[test]
+fn a_disk_that_has_grown_behind_such_an_export_is_backed_up_where_all_of_it_is_dirty() {
+    if !have(&QEMU) {
+        return;
+    }
+    // What can be written to is known for what it is; the other shows it only when it is asked, and is an increment then.
+    for (writable, increment) in [(true, false), (false, true)] {
+        let scene = Scene::new();
+        let raw = scene.raw("disk", &vec![0x10; 8 * MIB]);
+        scene.back_up(&scene.request(&[&format!("d={}", raw.display())]));
+        let daemon = proxmox_grown(writable, true);
+        let made = scene.back_up(&scene.request(&[&format!("d={},bitmap=bm", daemon.server.uri("vda"))]));
+        assert_eq!(made.disks[0].parent.is_some(), increment);
+        assert!(made.disks[0].reason.as_ref().unwrap().contains("the disk has grown"), "{:?}", made.disks[0].reason);
+        assert_same(&scene.read(&made.backup, "d"), &vec![0x30; 12 * MIB]);
+        scene.check_image(&made.backup, "d", &vec![0x30; 12 * MIB]);
     }
 }
 
