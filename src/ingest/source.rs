@@ -9,6 +9,7 @@ use super::plan::{Known, Plan, Planner, Widening};
 use crate::base::error::ResultExt as _;
 use crate::base::units::to_usize;
 use crate::base::{Error, ErrorKind, GuestOffset, GuestRange, Result};
+use crate::disk::Disk;
 use crate::format::dirty_list;
 use crate::nbd::constants::{STATE_DIRTY, STATE_ZERO};
 use crate::nbd::{Client, Export, ExportFlags, Failures, Options, ReconnectPolicy, ServerError, Uri};
@@ -99,6 +100,17 @@ pub enum Source {
     Nbd(Box<NbdSource>),
     /// A file or block device.
     File(Arc<FileSource>),
+}
+
+/// What comes of planning an increment.
+#[derive(Debug)]
+pub enum Increment {
+    /// It can be made.
+    Planned(Plan),
+    /// What the disk grew by cannot be read because it is not dirty: the source gives [only what is](Source::only_dirty).
+    OnlyDirty,
+    /// The bitmap calls what begins here unchanged and the source calls it zeros, but the parent has something else.
+    Contradiction(GuestOffset),
 }
 
 /// An NBD export and what it said of itself.
@@ -236,12 +248,10 @@ impl Source {
 
     /// Plans an increment on a parent of `parent_size` bytes; what lies beyond that is read whatever its state.
     ///
-    /// There is no plan where that cannot be read because it is not dirty: the source gives [only what
-    /// is](Self::only_dirty).
-    pub async fn plan_incremental(&mut self, cluster: u64, parent_size: u64) -> Result<Option<Plan>> {
+    pub async fn plan_incremental(&mut self, cluster: u64, parent: &Arc<Disk>, parent_size: u64) -> Result<Increment> {
         match self {
-            Self::Nbd(source) => source.plan_incremental(cluster, parent_size).await,
-            Self::File(source) => source.plan_incremental(cluster, parent_size).map(Some),
+            Self::Nbd(source) => source.plan_incremental(cluster, parent, parent_size).await,
+            Self::File(source) => source.plan_incremental(cluster, parent_size).map(Increment::Planned),
         }
     }
 
@@ -335,7 +345,7 @@ impl NbdSource {
         planner.finish()
     }
 
-    async fn plan_incremental(&mut self, cluster: u64, parent_size: u64) -> Result<Option<Plan>> {
+    async fn plan_incremental(&mut self, cluster: u64, parent: &Arc<Disk>, parent_size: u64) -> Result<Increment> {
         let Some(dirty) = self.dirty_context.clone() else {
             return Err(Error::new(ErrorKind::Usage, "an increment of an export for which no bitmap was named"));
         };
@@ -343,14 +353,11 @@ impl NbdSource {
             self.ask_for(vec![dirty.clone(), ALLOCATION.to_owned()]).await?;
         }
         if !self.only_dirty && self.export().has_context(ALLOCATION) {
-            match self
-                .plan_by_both(&dirty, Planner::new(self.export().size, cluster, Widening::Source), parent_size)
-                .await
-            {
+            match self.plan_by_both(&dirty, cluster, parent, parent_size).await {
                 Err(e) if ServerError::of(&e).is_some() => {
                     tracing::info!(error = e.report(), "the source does not say what is allocated");
                 }
-                planned => return planned.map(Some),
+                planned => return planned,
             }
         }
         self.only_dirty = true;
@@ -362,21 +369,23 @@ impl NbdSource {
             for extent in batch.extents.first().into_iter().flatten() {
                 let dirty = extent.status & STATE_DIRTY != 0;
                 if !dirty && extent.range.end().0 > parent_size {
-                    return Ok(None);
+                    return Ok(Increment::OnlyDirty);
                 }
                 planner.push(extent.range, if dirty { Known::Wanted } else { Known::Clean })?;
             }
         }
-        planner.finish().map(Some)
+        planner.finish().map(Increment::Planned)
     }
 
-    async fn plan_by_both(&self, dirty: &str, mut planner: Planner, parent_size: u64) -> Result<Plan> {
+    async fn plan_by_both(&self, dirty: &str, cluster: u64, parent: &Arc<Disk>, parent_size: u64) -> Result<Increment> {
+        let mut planner = Planner::new(self.export().size, cluster, Widening::Source);
         let mut walk = self.client.extents(&[dirty, ALLOCATION], self.whole())?;
         while let Some(batch) = walk.next().await? {
             let [dirty, allocation] = batch.extents.as_slice() else { continue };
             // Both cover the same stretch; each step ends where either changes.
             let (mut dirty, mut allocation) = (dirty.iter().peekable(), allocation.iter().peekable());
             let mut at = batch.range.start();
+            let mut zeros = Vec::new();
             while let (Some(d), Some(a)) = (dirty.peek(), allocation.peek()) {
                 let end = d.range.end().min(a.range.end());
                 let known = match (d.status & STATE_DIRTY != 0, a.status & STATE_ZERO != 0) {
@@ -385,14 +394,51 @@ impl NbdSource {
                     (false, true) => Known::CleanZeros,
                     (false, false) => Known::Clean,
                 };
-                push_by_size(&mut planner, GuestRange::between(at, end), parent_size, known)?;
+                let range = GuestRange::between(at, end);
+                if known == Known::CleanZeros {
+                    zeros.push(range);
+                }
+                push_by_size(&mut planner, range, parent_size, known)?;
                 at = end;
                 dirty.next_if(|d| d.range.end() <= at);
                 allocation.next_if(|a| a.range.end() <= at);
             }
+            let parent = parent.clone();
+            if let Some(at) = blocking(move || first_difference(&parent, &zeros, cluster)).await? {
+                return Ok(Increment::Contradiction(at));
+            }
         }
-        planner.finish()
+        planner.finish().map(Increment::Planned)
     }
+}
+
+/// Where the parent has something else than zeros in one of these ranges, which lie in order.
+///
+/// Of each, its whole clusters are looked at. Of those, a sound parent has hardly any that are stored, so little is read; parts of
+/// clusters are zero in many that are.
+fn first_difference(parent: &Disk, zeros: &[GuestRange], cluster: u64) -> Result<Option<GuestOffset>> {
+    let mut bytes = vec![0; to_usize(cluster)];
+    let mut data = parent.next_data(GuestOffset(0))?;
+    for range in zeros {
+        let Some(mut at) = range.start().0.checked_next_multiple_of(cluster) else { break };
+        let end = range.end().0 / cluster * cluster;
+        while at < end {
+            if data.is_some_and(|data| data.0 < at) {
+                data = parent.next_data(GuestOffset(at))?;
+            }
+            let Some(next) = data else { return Ok(None) };
+            at = at.max(next.0 / cluster * cluster);
+            if at >= end {
+                break;
+            }
+            let read = parent.read_at(&mut bytes, GuestOffset(at))?;
+            if bytes.get(..read).is_some_and(|bytes| bytes.iter().any(|byte| *byte != 0)) {
+                return Ok(Some(GuestOffset(at)));
+            }
+            at = at.saturating_add(cluster);
+        }
+    }
+    Ok(None)
 }
 
 impl FileSource {

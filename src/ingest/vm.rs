@@ -17,7 +17,7 @@ use super::session::{
     Contents, Finished, Interrupt, KeptFile, Session, TICK, Work, check_kept_files, open_store, read_kept_files,
     runtime,
 };
-use super::source::{DiskSpec, Source, SourceSpec};
+use super::source::{DiskSpec, Increment, Source, SourceSpec};
 use super::transfer::{Shared, Transfer};
 use crate::base::error::ResultExt as _;
 use crate::base::{Error, ErrorKind, Result};
@@ -188,15 +188,22 @@ async fn plan_opened(request: &Request, store: &Store, mut disk: Opened) -> Resu
     };
     let mut decision = decide(&facts);
     let cluster = 1 << CLUSTER_BITS;
-    let mut increment = None;
-    if let Some(parent) = decision.parent() {
-        increment = disk.source.plan_incremental(cluster, parent.size).await?;
-        if increment.is_none() {
+    let mut plan = None;
+    if let (Some(_), Ok((below, opened))) = (decision.parent(), &parent) {
+        match disk.source.plan_incremental(cluster, opened, below.size).await? {
+            Increment::Planned(increment) => plan = Some(increment),
             // Asked about its extents, the source has shown what it is.
-            decision = decide(&Facts { only_dirty: true, ..facts });
+            Increment::OnlyDirty => decision = decide(&Facts { only_dirty: true, ..facts }),
+            Increment::Contradiction(at) => {
+                let reason = format!(
+                    "the bitmap cannot be right: at {at}, it calls unchanged what is zeros now and was not in {}",
+                    below.place.backup
+                );
+                decision = Decision::Full { reason };
+            }
         }
     }
-    let plan = match increment {
+    let plan = match plan {
         Some(plan) => plan,
         None => disk.source.plan_full(cluster).await?,
     };

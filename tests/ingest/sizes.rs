@@ -60,6 +60,37 @@ fn a_disk_that_has_grown_under_libvirt_is_an_increment_and_one_that_has_shrunk_s
     assert_same(&scene.read(&first.backup, "vda"), &vec![0x11; 8 * MIB]);
 }
 
+#[test]
+fn a_disk_that_has_shrunk_and_grown_again_since_its_backup_is_not_taken_for_unchanged() {
+    if !have(&QEMU) {
+        return;
+    }
+    for (cut, granularity) in [(4 * MIB as u64, GRANULARITY), (4 * MIB as u64 + 4096 * 5, 4096)] {
+        let scene = Scene::new();
+        let mut fleece = Fleece::start(&[("vda", 8 * MIB as u64)], granularity);
+        fleece.guest("vda", &["write -P 0x11 0 8M".into()]);
+        fleece.begin("cp0", None, &[]);
+        let mut request = scene.request(&[&format!("vda={},bitmap=backup-vda,since=cp0", fleece.uri("vda"))]);
+        request.checkpoint = Some("cp0".into());
+        scene.back_up(&request);
+        fleece.end();
+
+        // QEMU's bitmaps know nothing of what was cut off and came back as zeros.
+        fleece.resize("vda", cut);
+        fleece.resize("vda", 8 * MIB as u64);
+        fleece.guest("vda", &["write -P 0x22 6M 64k".into()]);
+        let model = fleece.look("vda");
+        assert!(model[..4 * MIB] == [0x11; 4 * MIB] && model[5 * MIB..6 * MIB] == [0; MIB] && model[6 * MIB] == 0x22);
+        fleece.begin("cp1", Some("cp0"), &[]);
+        request.checkpoint = Some("cp1".into());
+        let made = scene.back_up(&request);
+        fleece.end();
+        assert_same(&scene.read(&made.backup, "vda"), &model);
+        let reason = made.disks[0].reason.as_ref().unwrap();
+        assert!(made.disks[0].parent.is_none() && reason.contains("cannot be right"), "{reason}");
+    }
+}
+
 /// An export as a Proxmox host makes it, of a disk that was 8 MiB of 0x10 at its last backup and has grown by 4 MiB since. What it grew by
 /// is of no bitmap's concern, unless the guest has written all of it.
 fn proxmox_grown(writable: bool, written: bool) -> StorageDaemon {
