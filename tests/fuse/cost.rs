@@ -1,7 +1,7 @@
 //! What the mount takes: memory, and looks at the store.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufWriter, Read, Write};
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::time::Duration;
@@ -148,4 +148,48 @@ fn a_large_store_is_mounted_and_listed_without_looking_into_backups() {
     // Its own directory is opened; the fifty in it are watched as well.
     let opened = one.count();
     assert!(opened > 0 && opened < 10, "{opened} events in a guest of 50 backups");
+}
+
+/// A tar archive of that many empty files, a thousand to a directory.
+fn very_many_members(archive: &Path, members: usize) {
+    let mut header = [0; 512];
+    header[100..108].copy_from_slice(b"0000644\0");
+    header[124..136].copy_from_slice(b"00000000000\0");
+    header[136..148].copy_from_slice(b"14515052330\0");
+    header[148..156].fill(b' ');
+    header[156] = b'0';
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    let rest: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    let mut tar = BufWriter::with_capacity(1 << 20, File::create(archive).unwrap());
+    for n in 0..members {
+        let name = format!("./d{}/file-{n}.txt", n / 1000);
+        header[..100].fill(0);
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        let sum = rest + name.bytes().map(u32::from).sum::<u32>();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        tar.write_all(&header).unwrap();
+    }
+    tar.write_all(&[0; 1024]).unwrap();
+    tar.into_inner().unwrap();
+}
+
+#[test]
+fn a_container_of_very_many_members_is_indexed_and_listed_in_little_memory() {
+    // 200 MiB are allowed for a million of them; most of that is the cache, which does not grow with their number.
+    const MEMBERS: usize = 400_000;
+    const MOST: u64 = 100 << 20;
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let dir = store.path().join(format!("101/lxc-{}", TIMES[0]));
+    fs::create_dir_all(&dir).unwrap();
+    very_many_members(&dir.join("archive.tar"), MEMBERS);
+    let mounted = Mounted::new(&store.path());
+    // Their attributes come with the names: the kernel knows every one of them, and so do we.
+    let found = succeed(command("find").arg(mounted.path("101/latest/root/")).args(["-type", "f", "-printf", "x"]));
+    assert_eq!(found.stdout.len(), MEMBERS);
+    let peak = memory(mounted.pid(), "VmHWM");
+
+    assert!(peak < MOST, "{} MiB were in use", peak >> 20);
 }
