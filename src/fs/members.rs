@@ -51,6 +51,11 @@ impl Archives {
         Self { env, known: Cache::new(KNOWN) }
     }
 
+    /// Whether the archive that the directory `top` shows is found without asking the catalog.
+    pub(super) fn is_known(&self, top: Inode) -> bool {
+        self.known.peek(&top).is_some()
+    }
+
     pub(super) fn env(&self) -> &Arc<ArchiveEnv> {
         &self.env
     }

@@ -18,6 +18,7 @@ mod status;
 mod tests;
 mod tree;
 mod view;
+mod waiting;
 
 pub use attr::{Attributes, Entry, FileKind, Ownership};
 pub use file::Whence;

@@ -354,6 +354,13 @@ impl Slot {
         view
     }
 
+    /// Whether the view is there and will be used without another look for some time yet.
+    pub(super) fn is_fresh(&self) -> bool {
+        // Whoever holds the lock for longer than a moment is making a view.
+        let Ok(slot) = self.0.try_lock() else { return false };
+        slot.as_ref().is_some_and(|state| state.checked.elapsed() < RECHECK / 2)
+    }
+
     /// Makes sure that the next caller looks again.
     pub(super) fn discard(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;

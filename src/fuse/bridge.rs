@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -15,6 +16,7 @@ use fuser::{
 };
 
 use super::errno::{errno, read_errno};
+use super::helpers::Helpers;
 use crate::base::units::to_usize;
 use crate::base::{Error, ErrorKind, FileTime, Result};
 use crate::fs::{Attributes, Entry, FileKind, Handle, Inode, Tree, Whence};
@@ -35,14 +37,28 @@ thread_local! {
 }
 
 /// The tree as a FUSE file system.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Bridge {
-    tree: Tree,
+    tree: Arc<Tree>,
+    helpers: Helpers,
 }
 
 impl Bridge {
     pub(super) fn new(tree: Tree) -> Self {
-        Self { tree }
+        Self { tree: Arc::new(tree), helpers: Helpers::default() }
+    }
+
+    /// Answers a request about `inode`: at once, or by another thread where the tree may have to wait for something.
+    fn answer(&self, inode: INodeNo, answer: impl FnOnce(&Self) + Send + 'static) {
+        self.answer_unless(self.tree.may_wait(node(inode)), answer);
+    }
+
+    fn answer_unless(&self, may_wait: bool, answer: impl FnOnce(&Self) + Send + 'static) {
+        if !may_wait {
+            return answer(self);
+        }
+        let this = self.clone();
+        self.helpers.run(move || answer(&this));
     }
 
     /// Asks the tree. A panic, which would be a bug, costs this one request and not the event loop: with every loop
@@ -141,13 +157,14 @@ impl Filesystem for Bridge {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.ask(|tree| tree.lookup(node(parent), name)) {
+        let name = name.to_owned();
+        self.answer(parent, move |this| match this.ask(|tree| tree.lookup(node(parent), &name)) {
             Ok(entry) => {
                 let attr = file_attr(&entry.attributes);
                 reply.entry_with_ttls(&entry.attributes_ttl, &entry.name_ttl, &attr, GENERATION);
             }
             Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
     fn forget(&self, _: &Request, inode: INodeNo, count: u64) {
@@ -155,30 +172,31 @@ impl Filesystem for Bridge {
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.ask(|tree| tree.attributes(node(inode))) {
+        let may_wait = self.tree.may_wait_for_attributes(node(inode));
+        self.answer_unless(may_wait, move |this| match this.ask(|tree| tree.attributes(node(inode))) {
             Ok(entry) => reply.attr(&entry.attributes_ttl, &file_attr(&entry.attributes)),
             Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
     fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
-        match self.ask(|tree| tree.read_link(node(inode))) {
+        self.answer(inode, move |this| match this.ask(|tree| tree.read_link(node(inode))) {
             Ok(target) => reply.data(target.as_encoded_bytes()),
             Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
     fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        match self.ask(|tree| tree.open(node(inode))) {
+        self.answer(inode, move |this| match this.ask(|tree| tree.open(node(inode))) {
             Ok(opened) => {
                 let flags = if opened.volatile { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE };
                 reply.opened(FileHandle(opened.handle.0), flags | FopenFlags::FOPEN_NOFLUSH);
             }
             Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
     fn read(
@@ -237,35 +255,39 @@ impl Filesystem for Bridge {
     }
 
     fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.ask(|tree| tree.open_dir(node(inode))) {
+        self.answer(inode, move |this| match this.ask(|tree| tree.open_dir(node(inode))) {
             Ok(opened) => reply.opened(FileHandle(opened.0), FopenFlags::empty()),
             Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, open: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let listed = self.ask(|tree| {
-            tree.read_dir(handle(open), offset, |entry| {
-                !reply.add(INodeNo(entry.inode.raw()), entry.next, file_type(entry.kind), entry.name)
-            })
+    fn readdir(&self, _: &Request, inode: INodeNo, open: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.answer(inode, move |this| {
+            let listed = this.ask(|tree| {
+                tree.read_dir(handle(open), offset, |entry| {
+                    !reply.add(INodeNo(entry.inode.raw()), entry.next, file_type(entry.kind), entry.name)
+                })
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
-        }
     }
 
-    fn readdirplus(&self, _: &Request, _: INodeNo, open: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let listed = self.ask(|tree| {
-            tree.read_dir_plus(handle(open), offset, |listed, entry| {
-                let (inode, attr) = (INodeNo(listed.inode.raw()), file_attr(&entry.attributes));
-                !reply.add(inode, listed.next, listed.name, &shorter_ttl(entry), &attr, GENERATION)
-            })
+    fn readdirplus(&self, _: &Request, inode: INodeNo, open: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.answer(inode, move |this| {
+            let listed = this.ask(|tree| {
+                tree.read_dir_plus(handle(open), offset, |listed, entry| {
+                    let (inode, attr) = (INodeNo(listed.inode.raw()), file_attr(&entry.attributes));
+                    !reply.add(inode, listed.next, listed.name, &shorter_ttl(entry), &attr, GENERATION)
+                })
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
-        }
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, open: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -284,18 +306,19 @@ impl Filesystem for Bridge {
     }
 
     fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.ask(|tree| tree.xattr(node(inode), name)) {
+        let name = name.to_owned();
+        self.answer(inode, move |this| match this.ask(|tree| tree.xattr(node(inode), &name)) {
             Ok(Some(value)) => reply_xattr(reply, size, &value),
             Ok(None) => reply.error(Errno::NO_XATTR),
             Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
     fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.ask(|tree| tree.xattr_names(node(inode))) {
+        self.answer(inode, move |this| match this.ask(|tree| tree.xattr_names(node(inode))) {
             Ok(names) => reply_xattr(reply, size, &names),
             Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
     // ENOSYS makes the kernel answer these itself from now on: access by the permissions shown, the rest as if it had

@@ -5,6 +5,7 @@
 
 mod bridge;
 mod errno;
+mod helpers;
 mod mountpoint;
 mod session;
 mod table;

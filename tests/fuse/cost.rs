@@ -151,7 +151,7 @@ fn a_large_store_is_mounted_and_listed_without_looking_into_backups() {
 }
 
 /// A tar archive of that many empty files, a thousand to a directory.
-fn very_many_members(archive: &Path, members: usize) {
+pub(crate) fn very_many_members(archive: &Path, members: usize) {
     let mut header = [0; 512];
     header[100..108].copy_from_slice(b"0000644\0");
     header[124..136].copy_from_slice(b"00000000000\0");

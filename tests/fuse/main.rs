@@ -20,6 +20,7 @@ mod partitions;
 mod reading;
 mod starting;
 mod tree;
+mod waiting;
 
 use std::path::Path;
 
