@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use annals::archive::{self, ArchiveEnv, ArchiveFormat, Kind};
+use annals::archive::{self, ArchiveEnv, ArchiveFormat};
 use annals::base::Result;
 use annals::catalog::{Backup, BackupRef, Store};
 use annals::disk::DiskEnv;
@@ -82,15 +82,11 @@ pub(crate) fn latest(store: &Path) -> Arc<Backup> {
     open.backup(&guest.id, &reference.find(&guest).unwrap().name).unwrap()
 }
 
-/// The tree as an image by tar2sqfs has it: seconds from 1970 to 2106, holes by the block. Of a directory it counts every name as a
-/// link, not only directories.
+/// The tree as an image by tar2sqfs has it: seconds from 1970 to 2106, holes by the block.
 pub(crate) fn as_squashfs_has_it(mut listing: Listing) -> Listing {
     for entry in listing.values_mut() {
         entry.mtime = (entry.mtime.0.clamp(0, u32::MAX.into()), 0);
         entry.data.clear();
-        if entry.kind == Kind::Directory {
-            entry.links = 0;
-        }
     }
     listing
 }

@@ -19,6 +19,10 @@ use crate::format::squashfs::{Body, InodeType, Reference};
 use crate::format::tar::Xattr;
 use crate::storage::Storage;
 
+/// Longest listing, in bytes, that is gone through for the number of a directory's links: `stat` has to be quick, also where
+/// somebody made an image to slow it down.
+const LONGEST_COUNTED: u32 = 1 << 20;
+
 /// A squashfs image that is open.
 pub(super) struct SquashTree {
     name: String,
@@ -59,8 +63,23 @@ impl SquashTree {
                 Body::Device(_, numbers) => numbers,
                 Body::Directory(_) | Body::File(_) | Body::Symlink(_) | Body::Other(_) => (0, 0),
             },
-            links: inode.links,
+            links: match inode.body {
+                Body::Directory(directory) if directory.len <= LONGEST_COUNTED => {
+                    self.count_links(node).unwrap_or(inode.links)
+                }
+                _ => inode.links,
+            },
         })
+    }
+
+    /// A directory's links: its own two, and one for each directory in it. tar2sqfs stores the number of all names.
+    fn count_links(&self, dir: NodeId) -> Result<u32> {
+        let mut links = 2_u32;
+        self.image.list(Reference(dir.0), Position(0), |entry| {
+            links = links.saturating_add(u32::from(entry.kind == InodeType::Directory));
+            Ok(true)
+        })?;
+        Ok(links)
     }
 }
 
