@@ -76,7 +76,7 @@ pub enum Event {
         /// What.
         message: String,
     },
-    /// Something went wrong that does not make the backup worth less.
+    /// Something went wrong or is in doubt that does not make the backup worthless.
     Warning {
         /// What.
         message: String,
@@ -152,11 +152,12 @@ pub type Listener<'a> = dyn Fn(&Event) + Send + Sync + 'a;
 pub(super) struct Journal<'a> {
     listener: &'a Listener<'a>,
     lines: Mutex<String>,
+    warnings: Mutex<Vec<String>>,
 }
 
 impl<'a> Journal<'a> {
     pub(super) fn new(listener: &'a Listener<'a>) -> Self {
-        Self { listener, lines: Mutex::default() }
+        Self { listener, lines: Mutex::default(), warnings: Mutex::default() }
     }
 
     pub(super) fn tell(&self, event: &Event) {
@@ -166,7 +167,15 @@ impl<'a> Journal<'a> {
             // Writing to a string cannot fail.
             let _ = writeln!(lines, "{time} {event}");
         }
+        if let Event::Warning { message } = event {
+            self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(message.clone());
+        }
         (self.listener)(event);
+    }
+
+    /// The warnings so far.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The lines so far.

@@ -47,7 +47,7 @@ pub struct Finished {
     /// Its container's archive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub archive: Option<ManifestArchive>,
-    /// What went wrong without making the backup worth less.
+    /// What went wrong or is in doubt without making the backup worthless.
     pub warnings: Vec<String>,
 }
 
@@ -259,11 +259,11 @@ impl Session<'_> {
                 e.report()
             )),
         };
-        let warnings: Vec<String> = noted.err().into_iter().collect();
-        for message in &warnings {
-            self.journal.tell(&Event::Warning { message: message.clone() });
+        if let Err(message) = noted {
+            self.journal.tell(&Event::Warning { message });
         }
         work.close(plan).await;
+        let warnings = self.journal.warnings();
         Ok(Finished { guest: self.guest.to_string(), backup: directory.to_owned(), disks, archive, warnings })
     }
 

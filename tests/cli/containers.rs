@@ -226,7 +226,7 @@ fn a_tree_that_cannot_be_read_as_a_whole_is_no_backup_and_the_log_says_what_is_m
     stage.fake("tar", &format!("{real}; echo 'tar: ./x: Cannot stat: No such file or directory' >&2; exit 2"));
     for format in ["tar", "squashfs"] {
         let ran = stage.back_up_with_own_programs(&["--format", format]);
-        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        assert_eq!(ran.code, Some(3), "{}", ran.stderr);
         assert!(ran.stderr.contains("warning: ./x: Cannot stat"), "{}", ran.stderr);
     }
     // A packer that ends early, before and after its input has.
