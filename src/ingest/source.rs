@@ -111,6 +111,8 @@ pub enum Increment {
     OnlyDirty,
     /// The bitmap calls what begins here unchanged and the source calls it zeros, but the parent has something else.
     Contradiction(GuestOffset),
+    /// The parent cannot be read where it had to be, for this reason.
+    Unreadable(Error),
 }
 
 /// An NBD export and what it said of itself.
@@ -404,8 +406,10 @@ impl NbdSource {
                 allocation.next_if(|a| a.range.end() <= at);
             }
             let parent = parent.clone();
-            if let Some(at) = blocking(move || first_difference(&parent, &zeros, cluster)).await? {
-                return Ok(Increment::Contradiction(at));
+            match blocking(move || first_difference(&parent, &zeros, cluster)).await {
+                Ok(None) => {}
+                Ok(Some(at)) => return Ok(Increment::Contradiction(at)),
+                Err(e) => return Ok(Increment::Unreadable(e)),
             }
         }
         planner.finish().map(Increment::Planned)

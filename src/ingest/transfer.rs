@@ -196,7 +196,10 @@ impl Reader {
             bytes.clear();
             bytes.resize(to_usize(range.len()), 0);
             // What lies behind the parent's end stays zero.
-            parent.read_at(&mut bytes, range.start())?;
+            parent.read_at(&mut bytes, range.start()).map_err(|e| {
+                e.context("the rest of a cluster from the disk's latest backup")
+                    .with_hint("make a full backup of this disk")
+            })?;
             Ok(bytes)
         })
         .await?;

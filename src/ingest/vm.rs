@@ -201,6 +201,11 @@ async fn plan_opened(request: &Request, store: &Store, mut disk: Opened) -> Resu
                 );
                 decision = Decision::Full { reason };
             }
+            Increment::Unreadable(e) => {
+                let backup = &below.place.backup;
+                let reason = format!("the disk's latest backup, {backup}, is not whole: {}", e.report());
+                decision = Decision::Full { reason };
+            }
         }
     }
     let plan = match plan {

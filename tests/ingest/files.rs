@@ -5,6 +5,7 @@ use std::fs;
 use annals::base::ErrorKind;
 use annals::ingest::{Event, MAX_LAYERS, dry_run};
 
+use crate::fake_nbd::{ALLOCATION, FakeServer, Offer, SIZE};
 use crate::scene::{CLUSTER, Scene, assert_same, put};
 use crate::support::random::Random;
 use crate::support::tools::{have, run};
@@ -240,4 +241,38 @@ fn a_chain_ends_where_qemu_would_not_open_a_longer_one() {
     assert!(disk.parent.is_none(), "the next one is a full backup");
     assert!(disk.reason.as_ref().unwrap().contains("100 layers, and 100 is the most"), "{:?}", disk.reason);
     assert_same(&scene.read(&next.backup, "d"), &bytes);
+}
+
+#[test]
+fn a_parent_whose_bytes_are_damaged_where_they_are_needed_is_no_parent() {
+    let scene = Scene::new();
+    // What is stored of it is compressed, so that damage shows.
+    let raw = scene.raw("disk", &b"all work and no play ".repeat(SIZE as usize / 21 + 1)[..SIZE as usize]);
+    let mut request = scene.request(&[&format!("d={}", raw.display())]);
+    request.zstd = Some(1);
+    let first = scene.back_up(&request);
+    let image = scene.guest().join(&first.backup).join("d.qcow2");
+    // A bitmap that calls nothing dirty, of a disk that reads as zeros: the parent is looked at, and its bytes tell nothing.
+    let server = FakeServer::after(Offer::backup(), |session| {
+        loop {
+            let asked = session.request()?;
+            if asked.command == annals::nbd::constants::CMD_BLOCK_STATUS {
+                let selected = session.selected.clone();
+                for (index, id) in selected.iter().enumerate() {
+                    let status = if *id == ALLOCATION { 3 } else { 0 };
+                    session.status(asked, index + 1 == selected.len(), *id, &[(asked.len, status)])?;
+                }
+            } else {
+                session.answer(&Offer::backup(), asked)?;
+            }
+        }
+    });
+    let mut bytes = fs::read(&image).unwrap();
+    let magic = bytes.windows(4).position(|window| window == [0x28, 0xb5, 0x2f, 0xfd]).unwrap();
+    bytes[magic..magic + 4].fill(0xff);
+    fs::write(&image, bytes).unwrap();
+    let made = scene.back_up(&scene.request(&[&format!("d={},bitmap=bm", server.uri("vda"))]));
+    let reason = made.disks[0].reason.as_ref().unwrap();
+    assert!(made.disks[0].parent.is_none() && reason.contains("is not whole"), "{reason}");
+    assert_same(&scene.read(&made.backup, "d"), &vec![0; SIZE as usize]);
 }
