@@ -12,7 +12,7 @@ use crate::stage::Stage;
 
 /// A change, kept.
 #[derive(Debug, Clone)]
-enum Kept {
+pub(crate) enum Kept {
     Directory(PathBuf),
     File(PathBuf),
     Write(PathBuf, usize, Vec<u8>),
@@ -24,7 +24,7 @@ enum Kept {
 
 /// Takes notes of every change.
 #[derive(Debug, Clone, Default)]
-struct Recorder(Arc<Mutex<Vec<Kept>>>);
+pub(crate) struct Recorder(pub(crate) Arc<Mutex<Vec<Kept>>>);
 
 impl Medium for Recorder {
     fn before(&self, path: &Path, change: Change<'_>) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The same for backups of containers, whose archives other programs help to make.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +16,7 @@ use annals::ingest::container::{self, FormatChoice};
 use crate::containers::{SQUASHFS, TAR, as_squashfs_has_it, back_up, backups, contents, request, run};
 use crate::failures::Failing;
 use crate::killed::Killing;
+use crate::power::{Kept, Recorder};
 use crate::scene::names;
 use crate::support::random::Random;
 use crate::support::tools::{command, have};
@@ -184,6 +186,45 @@ fn a_store_whose_file_system_is_full_says_so_and_keeps_what_it_had() {
         assert!(backups(&small.join("store")).is_empty());
         let left = names(&small.join("store/101"));
         assert!(left.iter().all(|name| name.ends_with(".failed") || name == ".writer.lock"), "{left:?}");
+    }
+}
+
+#[test]
+fn whatever_is_published_was_brought_to_the_medium_before() {
+    if !ready() {
+        return;
+    }
+    let stage = Stage::new(3 << 19);
+    for format in FORMATS {
+        let store = stage.copy();
+        let recorder = Recorder::default();
+        let request = request(&store, &stage.path("tree"), format);
+        let made = container::run(&request, Arc::new(recorder.clone()), &Interrupt::default(), &|_| {}).unwrap();
+        // Files and directories that were changed since they were last brought to the medium.
+        let mut loose: BTreeSet<PathBuf> = BTreeSet::new();
+        let (mut synced, mut published) = (0, false);
+        for change in recorder.0.lock().unwrap().iter() {
+            match change {
+                Kept::File(path) | Kept::Directory(path) | Kept::Remove(path) => {
+                    loose.extend([path.clone(), path.parent().unwrap().to_owned()]);
+                }
+                Kept::Write(path, ..) => drop(loose.insert(path.clone())),
+                Kept::SyncFile(path) | Kept::SyncDirectory(path) => {
+                    synced += 1;
+                    loose.remove(path);
+                }
+                Kept::Rename(from, to) if to.ends_with(&made.backup) => {
+                    published = true;
+                    let left: Vec<_> = loose.iter().filter(|path| path.starts_with(from)).collect();
+                    assert!(left.is_empty(), "{format}: {left:?}");
+                    loose.insert(to.parent().unwrap().to_owned());
+                }
+                Kept::Rename(_, to) => drop(loose.insert(to.parent().unwrap().to_owned())),
+            }
+        }
+        // The archive, the list of its chunks where it has several, the log, the manifest, and two directories.
+        assert!(published && synced >= 5, "{format}: {synced}");
+        assert!(!loose.contains(&store.join("101")), "{format}: the name itself");
     }
 }
 
