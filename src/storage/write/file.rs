@@ -59,7 +59,7 @@ impl NewFile {
         let Some(length) = end.0.checked_sub(start).filter(|length| *length >= WRITEBACK_WINDOW) else { return };
         self.on_its_way.store(end.0, Ordering::Relaxed);
         // Linux begins to write dirty pages of which it is told that they will not be needed (and drops clean ones).
-        // Only advice: when it is not taken, `sync` waits longer.
+        // Only advice: when it is not taken, `sync` waits longer. What goes wrong with that writing, `sync` tells.
         let _ = rustix::fs::fadvise(&self.fd, start, std::num::NonZeroU64::new(length), Advice::DontNeed);
     }
 
