@@ -87,6 +87,24 @@ fn each_signal_unmounts_and_ends_the_process() {
 }
 
 #[test]
+fn a_signal_during_the_start_leaves_no_mount_behind() {
+    if !can_mount() {
+        return;
+    }
+    let (store, _) = store();
+    let point = store.scratch("mnt");
+    fs::create_dir(&point).unwrap();
+    // A start takes some milliseconds: signals come before, within and after each of its steps.
+    for step in 0..60 {
+        let mut child = annals(&store.path()).args(["mount", "--foreground"]).arg(&point).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(500 * step));
+        signal(child.id(), if step % 2 == 0 { Signal::TERM } else { Signal::INT });
+        within(SOON, "the process ends", || child.try_wait().unwrap().is_some());
+        assert!(!is_mounted(&point), "after {} µs", 500 * step);
+    }
+}
+
+#[test]
 fn a_dead_mount_is_recognised_and_cleared() {
     promise("A mount whose process was killed is recognised, and `annals umount` clears it.");
     if !can_mount() {
