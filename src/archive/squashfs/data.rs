@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::corrupt;
 use super::image::Image;
 use super::metadata::Cursor;
-use crate::archive::decompress::decompress;
+use crate::archive::decompress::decompress_block;
 use crate::archive::node::NodeId;
+use crate::base::error::ResultExt;
 use crate::base::units::to_usize;
 use crate::base::{Error, ErrorKind, HostOffset, Result};
 use crate::format::squashfs::{BlockSize, Body, FRAGMENT, File, Fragment, METADATA, NO_FRAGMENT, Reference};
@@ -203,7 +204,7 @@ impl Image {
             }
             return self.read(buf, at.saturating_add(within));
         }
-        let block = self.block(place)?;
+        let block = self.block(place, len)?;
         if block.len() as u64 != len {
             return Err(corrupt(format!("a block at {at} decodes to {} bytes instead of {len}", block.len())));
         }
@@ -220,7 +221,7 @@ impl Image {
         let Fragment { start, size } = Fragment::parse(&self.table_entry::<FRAGMENT>(table, file.fragment)?);
         let within = within.saturating_add(file.offset.into());
         if size.is_compressed() {
-            return copy(buf, &self.block(Place { at: start, size })?, within);
+            return copy(buf, &self.block(Place { at: start, size }, superblock.block_size.into())?, within);
         }
         if within.saturating_add(buf.len() as u64) > size.stored().into() {
             return Err(corrupt("the end of a file lies past its fragment"));
@@ -228,8 +229,8 @@ impl Image {
         self.read(buf, start.saturating_add(within))
     }
 
-    /// A compressed block, decoded, through the cache.
-    fn block(&self, Place { at, size }: Place) -> Result<Arc<[u8]>> {
+    /// A compressed block of at most `len` bytes, decoded, through the cache.
+    fn block(&self, Place { at, size }: Place, len: u64) -> Result<Arc<[u8]>> {
         let key = BlockKey { file: self.data_number(), at: HostOffset(at) };
         self.blocks().get_or_load(key, || {
             let limit = self.superblock().block_size;
@@ -241,8 +242,8 @@ impl Image {
             }
             let mut stored = vec![0; size.stored() as usize];
             self.read(&mut stored, at)?;
-            let block = decompress(self.compression(), &stored, limit as usize);
-            Ok(block.map_err(|e| e.context(format!("the block at {at}")))?.into())
+            let block = decompress_block(self.compression(), &stored, to_usize(len));
+            block.context(|| format!("the block at {at}"))
         })
     }
 
@@ -261,10 +262,10 @@ impl Image {
             if place.size.is_hole() || !place.size.is_compressed() {
                 continue;
             }
-            let image = Arc::downgrade(self);
+            let (image, len) = (Arc::downgrade(self), blocks.len(number));
             self.env().workers().offer(move || {
                 if let Some(image) = image.upgrade() {
-                    let _ = image.block(place);
+                    let _ = image.block(place, len);
                 }
             });
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::corrupt;
 use super::image::Image;
 use crate::archive::decompress::decompress;
+use crate::base::error::ResultExt;
 use crate::base::units::to_usize;
 use crate::base::{HostOffset, Result};
 use crate::format::squashfs::{METADATA, metadata_header};
@@ -135,8 +136,11 @@ impl Image {
             let mut stored = vec![0; usize::from(len)];
             self.read(&mut stored, at.saturating_add(HEADER))?;
             let mut bytes = if compressed {
-                decompress(self.compression(), &stored, METADATA)
-                    .map_err(|e| e.context(format!("the metadata block at {at}")))?
+                let mut bytes = vec![0; METADATA];
+                let len = decompress(self.compression(), &stored, &mut bytes)
+                    .context(|| format!("the metadata block at {at}"))?;
+                bytes.truncate(len);
+                bytes
             } else {
                 stored
             };
