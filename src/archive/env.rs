@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::ahead::Workers;
 use crate::storage::{BlockCache, DerivedDir};
 
 /// The block cache, and where indexes are kept between runs.
@@ -10,7 +9,6 @@ use crate::storage::{BlockCache, DerivedDir};
 pub struct ArchiveEnv {
     blocks: Arc<BlockCache>,
     derived: Option<Arc<DerivedDir>>,
-    workers: Workers,
 }
 
 impl ArchiveEnv {
@@ -18,15 +16,11 @@ impl ArchiveEnv {
     /// their archive is open.
     #[must_use]
     pub fn new(blocks: Arc<BlockCache>, derived: Option<Arc<DerivedDir>>) -> Arc<Self> {
-        Arc::new(Self { blocks, derived, workers: Workers::default() })
+        Arc::new(Self { blocks, derived })
     }
 
     pub(super) fn blocks(&self) -> &Arc<BlockCache> {
         &self.blocks
-    }
-
-    pub(super) fn workers(&self) -> &Workers {
-        &self.workers
     }
 
     pub(super) fn derived(&self) -> Option<&DerivedDir> {

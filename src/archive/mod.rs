@@ -3,7 +3,6 @@
 //! [`Tree`] is what whoever shows an archive sees, whatever its format; [`open`] makes one. A tar archive is gone through
 //! once for its index, which is kept in the cache directory.
 
-mod ahead;
 mod decompress;
 mod env;
 mod glance;

@@ -76,6 +76,12 @@ impl BlockCache {
         self.blocks.get_or_insert_with(&key, load)
     }
 
+    /// Whether the block is held now.
+    #[must_use]
+    pub fn holds(&self, key: &BlockKey) -> bool {
+        self.blocks.contains_key(key)
+    }
+
     /// Counters since the start.
     #[must_use]
     pub fn stats(&self) -> CacheStats {

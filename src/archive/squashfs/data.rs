@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::corrupt;
 use super::image::Image;
 use super::metadata::Cursor;
-use crate::archive::decompress::decompress_block;
+use crate::archive::decompress::{decompress, decompress_block};
 use crate::archive::node::NodeId;
 use crate::base::error::ResultExt;
 use crate::base::units::to_usize;
@@ -19,10 +19,6 @@ const SEGMENT: u64 = 4096;
 const SHORT: u64 = 64;
 /// The last segment that is held: its number shares 64 bits with the inode's place. Few files have more than 268 million blocks.
 const LAST_HELD: u64 = 0xffff;
-/// How far ahead of a reader blocks are decoded, in bytes.
-const AHEAD: u64 = 2 << 20;
-/// Of the cache, one in this many parts is for blocks decoded ahead of one reader.
-const AHEAD_SHARE: u64 = 8;
 
 /// Where a stored block is.
 #[derive(Debug, Clone, Copy)]
@@ -166,12 +162,11 @@ impl<'a> Blocks<'a> {
 
 impl Image {
     /// Reads a regular file's bytes; short only at its end.
-    pub(super) fn read_at(self: &Arc<Self>, node: NodeId, buf: &mut [u8], at: u64) -> Result<usize> {
+    pub(super) fn read_at(&self, node: NodeId, buf: &mut [u8], at: u64) -> Result<usize> {
         let mut blocks = Blocks::new(self, node)?;
         let size = blocks.file.size;
         let len = size.saturating_sub(at).min(buf.len() as u64);
         let end = at.saturating_add(len);
-        self.decode_ahead(node, &mut blocks, at, end);
         let block_size = u64::from(self.superblock().block_size);
         let mut rest = buf.get_mut(..to_usize(len)).unwrap_or_default();
         let mut at = at;
@@ -204,11 +199,20 @@ impl Image {
             }
             return self.read(buf, at.saturating_add(within));
         }
-        let block = self.block(place, len)?;
-        if block.len() as u64 != len {
-            return Err(corrupt(format!("a block at {at} decodes to {} bytes instead of {len}", block.len())));
+        let decoded = if within == 0 && buf.len() as u64 == len && !self.holds(place) {
+            // All of it is wanted at once, as by the kernel when it reads ahead, and will be in its page cache then.
+            self.decode(place, |stored| decompress(self.compression(), stored, buf))? as u64
+        } else {
+            let block = self.block(place, len)?;
+            if block.len() as u64 == len {
+                return copy(buf, &block, within);
+            }
+            block.len() as u64
+        };
+        if decoded == len {
+            return Ok(());
         }
-        copy(buf, &block, within)
+        Err(corrupt(format!("a block at {at} decodes to {decoded} bytes instead of {len}")))
     }
 
     /// Fills `buf` from byte `within` of a file's end, which stands in a block with the ends of others.
@@ -230,45 +234,33 @@ impl Image {
     }
 
     /// A compressed block of at most `len` bytes, decoded, through the cache.
-    fn block(&self, Place { at, size }: Place, len: u64) -> Result<Arc<[u8]>> {
-        let key = BlockKey { file: self.data_number(), at: HostOffset(at) };
-        self.blocks().get_or_load(key, || {
-            let limit = self.superblock().block_size;
-            if size.stored() > limit {
-                return Err(corrupt(format!(
-                    "a block at {at} has {} bytes stored, a whole one has {limit}",
-                    size.stored()
-                )));
-            }
-            let mut stored = vec![0; size.stored() as usize];
-            self.read(&mut stored, at)?;
-            let block = decompress_block(self.compression(), &stored, to_usize(len));
-            block.context(|| format!("the block at {at}"))
+    fn block(&self, place: Place, len: u64) -> Result<Arc<[u8]>> {
+        self.blocks().get_or_load(self.key(place), || {
+            self.decode(place, |stored| decompress_block(self.compression(), stored, to_usize(len)))
         })
     }
 
-    /// Has other threads decode what a reader that goes from front to back will want next.
-    fn decode_ahead(self: &Arc<Self>, node: NodeId, blocks: &mut Blocks<'_>, at: u64, end: u64) {
-        let block_size = u64::from(self.superblock().block_size);
-        let window = AHEAD.min(self.blocks().stats().capacity / AHEAD_SHARE);
-        // Others cannot help with what one block holds.
-        if blocks.count < 2 || window < block_size {
-            return;
+    /// Whether the cache holds a block.
+    fn holds(&self, place: Place) -> bool {
+        self.blocks().holds(&self.key(place))
+    }
+
+    fn key(&self, place: Place) -> BlockKey {
+        BlockKey { file: self.data_number(), at: HostOffset(place.at) }
+    }
+
+    /// Reads a compressed block and has it decoded.
+    fn decode<T>(&self, Place { at, size }: Place, how: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+        let limit = self.superblock().block_size;
+        if size.stored() > limit {
+            return Err(corrupt(format!(
+                "a block at {at} has {} bytes stored, a whole one has {limit}",
+                size.stored()
+            )));
         }
-        let Some(range) = self.readers().note(node, at, end, window) else { return };
-        for number in range.start.div_ceil(block_size)..(range.end / block_size).min(blocks.count) {
-            // What is wrong with a block is told to whoever reads it.
-            let Ok(place) = blocks.place(number) else { return };
-            if place.size.is_hole() || !place.size.is_compressed() {
-                continue;
-            }
-            let (image, len) = (Arc::downgrade(self), blocks.len(number));
-            self.env().workers().offer(move || {
-                if let Some(image) = image.upgrade() {
-                    let _ = image.block(place, len);
-                }
-            });
-        }
+        let mut stored = vec![0; size.stored() as usize];
+        self.read(&mut stored, at)?;
+        how(&stored).context(|| format!("the block at {at}"))
     }
 
     /// How many bytes of a regular file are not in holes.

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::corrupt;
 use super::metadata::Cursor;
-use crate::archive::ahead::Readers;
 use crate::archive::env::ArchiveEnv;
 use crate::base::{Error, ErrorKind, HostOffset, Result};
 use crate::format::squashfs::{
@@ -26,7 +25,6 @@ pub(super) struct Image {
     lists: FileNumber,
     /// The one directory that each directory was found in.
     parents: Mutex<HashMap<Reference, Reference>>,
-    readers: Readers,
 }
 
 /// How many directories are remembered; an image that has more is refused when the next one is come upon.
@@ -35,7 +33,7 @@ const MOST_DIRECTORIES: usize = 1 << 22;
 const LONGEST_TARGET: u32 = 4095;
 
 impl Image {
-    pub(super) fn open(file: Arc<dyn Storage>, env: &Arc<ArchiveEnv>) -> Result<Arc<Self>> {
+    pub(super) fn open(file: Arc<dyn Storage>, env: &Arc<ArchiveEnv>) -> Result<Self> {
         if file.size() < SUPERBLOCK as u64 {
             return Err(corrupt(format!("it has {} bytes, fewer than a squashfs image begins with", file.size())));
         }
@@ -59,7 +57,6 @@ impl Image {
             data: FileNumber::next(),
             lists: FileNumber::next(),
             parents: Mutex::default(),
-            readers: Readers::default(),
         };
         let ids = (0..u32::from(superblock.ids))
             .map(|id| image.table_entry::<4>(superblock.id_table, id).map(u32::from_le_bytes));
@@ -73,7 +70,7 @@ impl Image {
         if root.kind() != InodeType::Directory {
             return Err(corrupt("its top is no directory"));
         }
-        Ok(Arc::new(image))
+        Ok(image)
     }
 
     pub(super) fn root(&self) -> Reference {
@@ -96,10 +93,6 @@ impl Image {
         self.superblock.xattr_table.zip(self.xattrs)
     }
 
-    pub(super) fn env(&self) -> &ArchiveEnv {
-        &self.env
-    }
-
     pub(super) fn blocks(&self) -> &BlockCache {
         self.env.blocks()
     }
@@ -114,10 +107,6 @@ impl Image {
 
     pub(super) fn lists_number(&self) -> FileNumber {
         self.lists
-    }
-
-    pub(super) fn readers(&self) -> &Readers {
-        &self.readers
     }
 
     /// Reads bytes of the image as they are; past its end is corrupt.

@@ -1,4 +1,4 @@
-//! Squashfs images as trees. Nothing is read before it is asked for; what is decoded goes through the block cache.
+//! Squashfs images as trees. Nothing is read before it is asked for; blocks of which parts are read go through the block cache.
 //!
 //! A node's number is the place of its inode in the image, which is the same for all its names and in every mount.
 
@@ -26,7 +26,7 @@ const LONGEST_COUNTED: u32 = 1 << 20;
 /// A squashfs image that is open.
 pub(super) struct SquashTree {
     name: String,
-    image: Arc<Image>,
+    image: Image,
 }
 
 impl SquashTree {
