@@ -1,10 +1,18 @@
 //! Decoding of compressed clusters.
 
+use std::cell::RefCell;
+
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 use crate::base::{Error, ErrorKind, Result};
 use crate::format::qcow2::Compression;
+
+thread_local! {
+    // Made for every cluster, their tables would cost more than a small cluster's decoding.
+    static DEFLATE: RefCell<Decompress> = RefCell::new(Decompress::new(false));
+    static ZSTD: RefCell<Option<Decoder<'static>>> = RefCell::new(Decoder::new().ok());
+}
 
 /// Decodes `stored` into exactly `out.len()` bytes, a cluster.
 ///
@@ -12,13 +20,16 @@ use crate::format::qcow2::Compression;
 /// full is corrupt.
 pub(super) fn decompress(compression: Compression, stored: &[u8], out: &mut [u8]) -> Result<()> {
     match compression {
-        Compression::Deflate => deflate(stored, out),
-        Compression::Zstd => zstd(stored, out),
+        Compression::Deflate => DEFLATE.with_borrow_mut(|stream| deflate(stream, stored, out)),
+        Compression::Zstd => ZSTD.with_borrow_mut(|decoder| match decoder {
+            Some(decoder) => zstd(decoder, stored, out),
+            None => Err(Error::new(ErrorKind::Limit, "no memory for a zstd decoder")),
+        }),
     }
 }
 
-fn deflate(stored: &[u8], out: &mut [u8]) -> Result<()> {
-    let mut stream = Decompress::new(false);
+fn deflate(stream: &mut Decompress, stored: &[u8], out: &mut [u8]) -> Result<()> {
+    stream.reset(false);
     let status =
         stream.decompress(stored, out, FlushDecompress::Finish).map_err(|e| corrupt("deflate").with_source(e))?;
     match status {
@@ -28,9 +39,9 @@ fn deflate(stored: &[u8], out: &mut [u8]) -> Result<()> {
     }
 }
 
-fn zstd(stored: &[u8], out: &mut [u8]) -> Result<()> {
+fn zstd(decoder: &mut Decoder<'static>, stored: &[u8], out: &mut [u8]) -> Result<()> {
     let failed = |e| corrupt("zstd").with_source(e);
-    let mut decoder = Decoder::new().map_err(failed)?;
+    decoder.reinit().map_err(failed)?;
     let mut input = InBuffer::around(stored);
     let mut output = OutBuffer::around(out);
     loop {

@@ -69,40 +69,49 @@ impl Disk {
             }
             Source::Compressed(layer, cluster) => {
                 let node = &self.nodes[layer.0 as usize];
-                let block = self.cluster(node, cluster).map_err(|e| {
+                self.fill_decoded(part, piece.range.start(), node, cluster).map_err(|e| {
                     node.layer
                         .context(e.context(format!("the compressed cluster at disk offset {}", piece.range.start())))
                 })?;
-                let within = to_usize(piece.range.start().0) & (block.len() - 1);
-                match block.get(within..within + part.len()) {
-                    Some(bytes) => part.copy_from_slice(bytes),
-                    None => {
-                        return Err(Error::new(ErrorKind::Corrupt, "a compressed cluster is shorter than its range"));
-                    }
-                }
             }
             Source::Bad(layer) => return Err(self.nodes[layer.0 as usize].layer.diagnose(piece.range.start())),
         }
         Ok(())
     }
 
-    /// A decoded cluster, from the cache or decoded now.
-    fn cluster(&self, node: &Node, cluster: CompressedCluster) -> Result<Arc<[u8]>> {
+    /// Fills `part` with the bytes of a compressed cluster from disk offset `at` on.
+    fn fill_decoded(&self, part: &mut [u8], at: GuestOffset, node: &Node, cluster: CompressedCluster) -> Result<()> {
         let Some(image) = node.layer.qcow2() else {
             return Err(Error::new(ErrorKind::Corrupt, "a raw layer has no compressed clusters"));
         };
-        let key = BlockKey { file: node.id.0, at: cluster.start(image.header().geometry) };
-        self.env.blocks().get_or_load(key, || decode(node, image.header(), cluster))
+        let header = image.header();
+        let cluster_size = to_usize(header.geometry.cluster_size());
+        let key = BlockKey { file: node.id.0, at: cluster.start(header.geometry) };
+        if part.len() == cluster_size && !self.env.blocks().holds(&key) {
+            // All of it is wanted at once, as by the kernel when it reads ahead, and will be in its page cache then.
+            return decode(node, header, cluster, part);
+        }
+        let block = self.env.blocks().get_or_load(key, || {
+            let mut block: Arc<[u8]> = std::iter::repeat_n(0, cluster_size).collect();
+            // Nobody else has it yet.
+            decode(node, header, cluster, Arc::get_mut(&mut block).unwrap_or_default())?;
+            Ok(block)
+        })?;
+        let within = to_usize(at.0) & (cluster_size - 1);
+        match block.get(within..within + part.len()) {
+            Some(bytes) => part.copy_from_slice(bytes),
+            None => return Err(Error::new(ErrorKind::Corrupt, "a compressed cluster is shorter than its range")),
+        }
+        Ok(())
     }
 }
 
-fn decode(node: &Node, header: &Header, cluster: CompressedCluster) -> Result<Arc<[u8]>> {
+/// Decodes a cluster into `out`, which has its size.
+fn decode(node: &Node, header: &Header, cluster: CompressedCluster, out: &mut [u8]) -> Result<()> {
     let file = node.layer.file();
     let start = cluster.start(header.geometry);
     let len = cluster.max_len(header.geometry).min(file.size().saturating_sub(start.0));
     let mut stored = vec![0; to_usize(len)];
     file.read_exact_at(&mut stored, start)?;
-    let mut block = vec![0; to_usize(header.geometry.cluster_size())];
-    decompress(header.compression, &stored, &mut block)?;
-    Ok(block.into())
+    decompress(header.compression, &stored, out)
 }
