@@ -105,6 +105,20 @@ fn a_backup_is_made_and_listed_and_shown_and_its_events_are_lines_of_json() {
 }
 
 #[test]
+fn what_the_environment_says_to_the_programs_makes_no_difference() {
+    if !ready() {
+        return;
+    }
+    let stage = Stage::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_annals"));
+    command.arg("--store").arg(stage.store.path()).args(["backup", "container", "101", &stage.tree(), "--json"]);
+    command.envs([("TAR_OPTIONS", "--exclude=etc --no-xattrs"), ("POSIXLY_CORRECT", "1"), ("SOURCE_DATE_EPOCH", "1")]);
+    let ran = annals(command.env("LC_ALL", "de_DE.UTF-8"));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("\"entries\":4"), "{}", ran.stdout);
+}
+
+#[test]
 fn an_archive_that_is_missing_cut_short_or_damaged_is_listed_as_broken_with_the_reason() {
     if !ready() {
         return;

@@ -279,6 +279,31 @@ fn a_tree_with_acls_is_refused_for_squashfs_before_anything_is_written_and_gets_
 }
 
 #[test]
+fn an_acl_that_appears_while_a_squashfs_image_is_made_is_not_lost_in_silence() {
+    if !ready() || !have(&["setfacl"]) {
+        return;
+    }
+    let (scene, tree) = scene();
+    for n in 0..30 {
+        fs::write(tree.join(n.to_string()), pseudo_random(512 << 10, n)).unwrap();
+    }
+    let request = Request { bytes_per_second: Some(8 << 20), ..request(&scene.store(), &tree, FormatChoice::Auto) };
+    let done = AtomicBool::new(false);
+    let e = run(&request, &|event| {
+        if let Event::ArchiveProgress { done: 1.., .. } = event
+            && !done.swap(true, Ordering::SeqCst)
+        {
+            succeed(command("setfacl").args(["-R", "-m", "u:7:r"]).arg(&tree));
+        }
+    });
+    let e = e.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Changed, "{}", e.report());
+    assert!(e.to_string().contains("got a POSIX ACL"), "{e}");
+    assert!(backups(&scene.store()).is_empty());
+    assert_eq!(back_up(&Request { bytes_per_second: None, ..request }).file_name().unwrap(), "archive.tar");
+}
+
+#[test]
 fn a_plan_tells_what_will_be_made_and_writes_nothing() {
     if !ready() {
         return;

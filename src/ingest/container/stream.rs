@@ -93,7 +93,7 @@ impl Stream<'_> {
                 // That a file took no more is why tar was ended; otherwise tar knows best.
                 let hashes = written?;
                 listened?;
-                self.judge(tar.wait()?)?;
+                self.report.judge(tar.wait()?)?;
                 hashes
             }
             ArchiveFormat::Squashfs => {
@@ -108,8 +108,9 @@ impl Stream<'_> {
                 let (of_tar, of_packer) = (tar.wait()?, packer.wait()?);
                 // Ended before its input did, the packer says why; otherwise an incomplete input is tar's to explain.
                 if let Pumped::All = pumped {
-                    self.judge(of_tar)?;
+                    self.report.judge(of_tar)?;
                 }
+                self.check_acls()?;
                 if !of_packer.success() || matches!(pumped, Pumped::PackerGone) {
                     return Err(packer_failed(of_packer, &words, &file));
                 }
@@ -119,16 +120,11 @@ impl Stream<'_> {
         Ok(hashes)
     }
 
-    /// Whether tar did what was planned.
-    fn judge(&self, status: ExitStatus) -> Result<()> {
-        self.report.judge(status)?;
-        match (self.plan.format, self.report.with_acl()) {
-            (ArchiveFormat::Squashfs, Some(name)) => {
-                let message = format!("{name} got a POSIX ACL while the backup was made, which squashfs cannot hold");
-                Err(Error::new(ErrorKind::Changed, message).with_hint("try again with --format auto"))
-            }
-            _ => Ok(()),
-        }
+    /// Refuses what no image can hold: that nothing has an ACL was known when this began, and may be so no more.
+    fn check_acls(&self) -> Result<()> {
+        let Some(name) = self.report.with_acl() else { return Ok(()) };
+        let message = format!("{name} got a POSIX ACL while the backup was made, which squashfs cannot hold");
+        Err(Error::new(ErrorKind::Changed, message).with_hint("try again with --format auto"))
     }
 }
 
