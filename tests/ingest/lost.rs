@@ -147,6 +147,23 @@ fn a_read_that_is_refused_ends_the_run_without_a_wait_for_those_that_are_still_o
 }
 
 #[test]
+fn a_second_run_for_the_same_guest_is_told_who_is_at_it_since_when_and_one_for_another_guest_is_not_held_up() {
+    let bytes = Random::new(7).bytes(4 * MIB);
+    let (scene, first) = with_a_backup(&bytes);
+    let disk = format!("vda={}", scene.path("disk").display());
+    let run = moving(&scene, &["--disk", &disk, "--bwlimit", "256K"]);
+    let second = Watched::start(&scene.store(), &["backup", "vm", "100", "--disk", &disk]).end();
+    assert_eq!(second.code, Some(1), "{second:?}");
+    let (who, year) = (format!("process {}", run.pid()), "since 20");
+    assert!(second.stderr.contains(&who) && second.stderr.contains(year), "no '{who}' in {}", second.stderr);
+    assert!(second.stderr.contains("annals backup vm 100"), "{}", second.stderr);
+    let other = Watched::start(&scene.store(), &["backup", "vm", "101", "--disk", &disk]).end();
+    assert_eq!(other.code, Some(0), "{other:?}");
+    run.signal(rustix::process::Signal::TERM);
+    failed_in_order(&scene, &first, &bytes, &run.end(), &["interrupted"]);
+}
+
+#[test]
 fn a_signal_ends_a_run_that_waits_for_a_silent_source_at_once() {
     let (scene, first) = with_a_backup(b"what was before");
     let before = scene.read(&first, "vda");

@@ -160,3 +160,39 @@ fn the_storage_daemon_over_tls_gives_a_full_backup_and_an_increment() {
         parent = Some(made.backup);
     }
 }
+
+#[test]
+fn a_connection_over_tls_that_drops_is_made_anew_and_no_other_server_takes_its_place() {
+    if !have(&["nbdkit", "openssl"]) {
+        return;
+    }
+    let bytes = Random::new(10).bytes(6 * MIB);
+    for honest in [true, false] {
+        let scene = Scene::new();
+        let raw = scene.raw("disk", &bytes);
+        let (good, other) = (pki(&scene, "pki"), pki(&scene, "other"));
+        let serve = |server: &mut Server, pki: &Path| {
+            let certificates = format!("--tls-certificates={}", pki.display());
+            server.nbdkit(&["--tls=require", &certificates, "file", raw.to_str().unwrap()]);
+        };
+        let mut server = Server::new();
+        serve(&mut server, &good);
+        let uri = format!("nbds+unix:///?socket={}&{}", server.socket().display(), with(&good));
+        let mut request = scene.request(&[&format!("d={uri}")]);
+        request.bytes_per_second = Some(4 * MIB as u64);
+        let made = std::thread::scope(|scope| {
+            let run = scope.spawn(|| scene.run(&request));
+            std::thread::sleep(std::time::Duration::from_millis(700));
+            server.kill();
+            serve(&mut server, if honest { &good } else { &other });
+            run.join().unwrap()
+        });
+        match made {
+            Ok(made) => {
+                assert!(honest, "another server was believed");
+                assert_same(&scene.read(&made.backup, "d"), &bytes);
+            }
+            Err(e) => assert!(!honest && e.report().contains("certificate"), "{}", e.report()),
+        }
+    }
+}

@@ -43,6 +43,10 @@ impl Watched {
         Self { child, began: Instant::now(), stderr: Some(stderr), memory: 0 }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).expect("a signal");
     }
