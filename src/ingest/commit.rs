@@ -83,17 +83,30 @@ impl Unfinished {
 
 /// Leaves the log of a failed run as `<directory>.failed/backup.log`.
 pub(super) fn leave_log(guest: &WriteDir, directory: &str, log: &str) -> Result<()> {
-    /// More failures in one second than that are told of elsewhere.
-    const MOST: u32 = 100;
     let (dir, partial) = guest.make_partial_dir()?;
-    dir.make_whole_file(LOG, log.as_bytes())?;
-    dir.sync()?;
-    for attempt in 1..MOST {
-        let name = if attempt == 1 { format!("{directory}.failed") } else { format!("{directory}.{attempt}.failed") };
-        match guest.rename(&partial, &name) {
-            Err(e) if e.kind() == ErrorKind::Exists => {}
-            renamed => return renamed.and_then(|()| guest.sync()),
+    let written = dir.make_whole_file(LOG, log.as_bytes()).and_then(|()| dir.sync());
+    let named = written.and_then(|()| name_log(guest, &partial, directory));
+    match named {
+        Ok(true) => guest.sync(),
+        Ok(false) => guest.remove_tree(&partial),
+        Err(e) => {
+            // The next run sweeps what cannot be removed now.
+            let _ = guest.remove_tree(&partial);
+            Err(e)
         }
     }
-    guest.remove_tree(&partial)
+}
+
+/// Gives the log of a failed run its name, unless very many runs of that second have failed.
+fn name_log(guest: &WriteDir, partial: &str, directory: &str) -> Result<bool> {
+    /// More failures in one second than that are told of elsewhere.
+    const MOST: u32 = 100;
+    for attempt in 1..MOST {
+        let name = if attempt == 1 { format!("{directory}.failed") } else { format!("{directory}.{attempt}.failed") };
+        match guest.rename(partial, &name) {
+            Err(e) if e.kind() == ErrorKind::Exists => {}
+            renamed => return renamed.map(|()| true),
+        }
+    }
+    Ok(false)
 }

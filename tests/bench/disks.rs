@@ -121,6 +121,10 @@ fn rows(figures: &Figures, cold: bool, report: &mut Report) {
              Beside it therefore stands the disk of depth 100 as an image of one layer, where only the depth differs.",
         );
     }
+    report.note(
+        "A second read is the kernel's own work, for the mount as for a plain file. Linux up to 6.18 keeps the pages of a file in a FUSE \
+         mount one by one, and those of a file on ext4 or XFS in large folios (as /proc/kpageflags shows), which are quicker to go through.",
+    );
     for depth in [1, 100] {
         let ratio = figures.ratio(What::Second, (Annals, depth), (Native, depth));
         let theirs = figures.ratio(What::Second, (Qemu, depth), (Native, depth));

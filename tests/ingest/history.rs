@@ -148,12 +148,20 @@ fn history(seed: u64) {
     assert!(increments > 15, "seed {seed}: {increments} increments prove little");
     // Through the mount that saw them come, and through one that has seen nothing yet.
     let fresh = can_mount().then(|| Mounted::new(&scene.store()));
+    let newest = &kept.last().unwrap().0;
+    if let Some(mounted) = &mounted {
+        within(Duration::from_secs(2), newest, || shown(mounted, newest, DISKS[0]).is_ok());
+    }
     for (backup, disks) in &kept {
         for (name, bytes) in DISKS.iter().zip(disks) {
             println!("seed {seed}, {backup}, {name}");
             assert_same(&scene.read(backup, name), bytes);
-            for mounted in [&mounted, &fresh].into_iter().flatten() {
-                assert_same(&shown(mounted, backup, name).unwrap(), bytes);
+            for (which, mounted) in [("old", &mounted), ("fresh", &fresh)] {
+                let Some(mounted) = mounted else { continue };
+                let read = shown(mounted, backup, name);
+                let read = read.unwrap_or_else(|e| panic!("{e}; the {which} mount: {:#}", mounted.status()));
+                println!("the {which} mount");
+                assert_same(&read, bytes);
             }
         }
     }

@@ -187,7 +187,7 @@ fn other_file_systems_and_the_store_itself_are_left_out() {
             let _ = command("umount").arg(&self.0).status();
         }
     }
-    let (scene, tree) = scene();
+    let (_scene, tree) = scene();
     fs::create_dir_all(tree.join("mnt/other")).unwrap();
     succeed(command("mount").args(["-t", "tmpfs", "none"]).arg(tree.join("mnt/other")));
     let _mounted = Mounted(tree.join("mnt/other"));
@@ -204,7 +204,6 @@ fn other_file_systems_and_the_store_itself_are_left_out() {
         let log = fs::read_to_string(store.join("101").join(made.backup).join("backup.log")).unwrap();
         assert!(log.contains("left out: ./mnt/other/: file is on a different filesystem; not dumped"), "{log}");
     }
-    drop(scene);
 }
 
 /// Many files, some seconds' work at 8 MiB a second; `meanwhile` is called once when some of them have been read.
@@ -217,7 +216,8 @@ fn disturbed(scene: &Scene, tree: &Path, format: FormatChoice, meanwhile: impl F
     let request = Request { bytes_per_second: Some(8 << 20), ..request(&scene.store(), tree, format) };
     let done = AtomicBool::new(false);
     let made = run(&request, &|event| {
-        if let Event::ArchiveProgress { done: 1.., .. } = event
+        // Some of the files have been read by then, and most are still to come.
+        if let Event::ArchiveProgress { done: 2_097_152.., .. } = event
             && !done.swap(true, Ordering::SeqCst)
         {
             meanwhile(&tree.join("d"));
@@ -329,20 +329,25 @@ fn reading_keeps_to_the_limit_within_a_twentieth() {
     const RATE: u64 = 2 << 20;
     let (scene, tree) = scene();
     fs::write(tree.join("noise"), pseudo_random(6 << 20, 1)).unwrap();
+    // The file and what tar puts around it: records of 64 KiB.
+    let expected = Duration::from_secs_f64(((6 << 20) + (64 << 10)) as f64 / RATE as f64);
     for format in [TAR, SQUASHFS] {
         let request = Request { bytes_per_second: Some(RATE), ..request(&scene.store(), &tree, format) };
-        let (start, end) = (Mutex::new(None), Mutex::new(None));
-        run(&request, &|event| match event {
-            Event::ArchivePlanned(_) => *start.lock().unwrap() = Some(Instant::now()),
-            Event::ArchiveDone { .. } => *end.lock().unwrap() = Some(Instant::now()),
-            _ => {}
-        })
-        .unwrap();
-        let took = end.into_inner().unwrap().unwrap() - start.into_inner().unwrap().unwrap();
-        // The file and what tar puts around it: records of 64 KiB.
-        let expected = Duration::from_secs_f64(((6 << 20) + (64 << 10)) as f64 / RATE as f64);
-        let off = took.as_secs_f64() / expected.as_secs_f64() - 1.0;
-        assert!(off.abs() < 0.05, "{format}: {took:?} instead of {expected:?}");
+        let attempt = || {
+            let (start, end) = (Mutex::new(None), Mutex::new(None));
+            run(&request, &|event| match event {
+                Event::ArchivePlanned(_) => *start.lock().unwrap() = Some(Instant::now()),
+                Event::ArchiveDone { .. } => *end.lock().unwrap() = Some(Instant::now()),
+                _ => {}
+            })
+            .unwrap();
+            let took = end.into_inner().unwrap().unwrap() - start.into_inner().unwrap().unwrap();
+            let off = took.as_secs_f64() / expected.as_secs_f64() - 1.0;
+            assert!(off > -0.05, "{format}: {took:?} instead of {expected:?}");
+            off
+        };
+        // Slower it may be where others keep the machine busy, but not each time.
+        assert!((0..4).any(|_| attempt() < 0.05), "{format}: never within a twentieth of {expected:?}");
     }
 }
 
