@@ -53,10 +53,15 @@ fn on_a_terminal_each_disk_has_a_bar_that_moves_to_its_end() {
         store.path().display(),
         dir.path().join("second").display()
     );
-    let output =
-        Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output().expect("script starts");
-    let shown = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{shown}");
+    let on_a_terminal = |term: &str| {
+        let mut script = Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).env("TERM", term).stdin(Stdio::null());
+        let output = script.output().expect("script starts");
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{shown}");
+        shown
+    };
+    let shown = on_a_terminal("xterm");
     for disk in ["drive-scsi0", "drive-b"] {
         let bars: Vec<&str> =
             shown.split('\r').filter(|line| line.contains(disk) && line.contains(" MiB / ")).collect();
@@ -66,6 +71,9 @@ fn on_a_terminal_each_disk_has_a_bar_that_moves_to_its_end() {
     // Lines come above the bars and the result below them, each on a line of its own.
     assert!(shown.contains("published 100/qemu-"), "{shown:?}");
     assert!(shown.lines().any(|line| line.starts_with("100/qemu-")), "{shown:?}");
+
+    let shown = on_a_terminal("dumb");
+    assert!(shown.contains("published 100/qemu-") && !shown.contains(" MiB / "), "{shown:?}");
 }
 
 #[test]

@@ -27,7 +27,8 @@ impl Progress {
     pub(super) fn new(json: bool) -> Self {
         let watched = !json && std::io::stderr().is_terminal();
         let bars = watched.then(|| Bars { multi: MultiProgress::new(), disks: Mutex::default() });
-        Self { json, bars }
+        // Where nothing can be drawn, as with no or a dumb TERM, nothing would be printed either.
+        Self { json, bars: bars.filter(|bars| !bars.multi.is_hidden()) }
     }
 
     pub(super) fn tell(&self, event: &Event, output: &Output) {
