@@ -147,8 +147,9 @@ fn mutants_of(name: &str, layers: Vec<LayerPlan>) {
             continue;
         };
         use_every_way(&disk, 2 << 20);
-        // Beyond what the good disk had a mutant has nothing but more of the same.
-        let most = good.len() as u64;
+        // Beyond what the good disk had a mutant has nothing but more of the same. QEMU is asked for whole mebibytes, and refuses
+        // what is wrong anywhere in them.
+        let most = (good.len() as u64).next_multiple_of(1 << 20);
         match (ours(&disk, most), qemu(&file, most)) {
             (Err(_), _) => refused += 1,
             (Ok(ours), Ok(qemu)) => {
