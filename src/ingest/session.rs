@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::commit::{Published, Unfinished, leave_log};
 use super::events::{Event, Journal};
+use crate::archive::ArchiveFormat;
 use crate::base::error::ResultExt as _;
 use crate::base::{Error, ErrorKind, Result, Timestamp};
 use crate::catalog::{GuestId, GuestKind, Store, check_file_name};
@@ -130,6 +131,10 @@ pub(super) fn check_kept_files(files: &[KeptFile]) -> Result<()> {
         if !names.insert(file.name.as_str()) {
             let message = format!("two files are to be kept as '{}'", file.name);
             return Err(Error::new(ErrorKind::Usage, message));
+        }
+        if ArchiveFormat::of_name(&file.name).is_some() {
+            let message = format!("'{}' would be taken for a container's archive", file.name);
+            return Err(Error::new(ErrorKind::Usage, message).with_hint("keep it under another name"));
         }
     }
     Ok(())

@@ -97,6 +97,7 @@ fn wrong_words_end_with_2_and_a_source_that_is_not_there_with_1_and_neither_leav
         vec!["backup", "vm", "100", &disk, "--compress", "gzip"],
         vec!["backup", "vm", "100", &disk, "--bwlimit", "fast"],
         vec!["backup", "vm", "100", &disk, "--attach", "backup.json=/etc/hostname"],
+        vec!["backup", "vm", "100", &disk, "--attach", "other.tar=/etc/hostname"],
         vec!["backup", "vm", "100", &disk, "--discard-source"],
         vec!["backup", "vm", "100", &disk, &disk],
     ] {

@@ -78,7 +78,7 @@ impl FromStr for Pattern {
 
 /// Says what a run would do now. Writes nothing, and reads no file of the tree.
 pub fn dry_run(request: &Request) -> Result<ArchivePlan> {
-    check(request)?;
+    check_kept_files(&request.files)?;
     runtime()?.block_on(async { plan::decide(request.format, &open(request)?).await })
 }
 
@@ -93,7 +93,7 @@ pub fn run(
     interrupt: &Interrupt,
     listener: &Listener<'_>,
 ) -> Result<Finished> {
-    check(request)?;
+    check_kept_files(&request.files)?;
     let kept = read_kept_files(&request.files)?;
     let journal = Journal::new(listener);
     let session = Session {
@@ -118,18 +118,6 @@ struct Container<'a> {
 struct Source {
     tree: PathBuf,
     excludes: Vec<String>,
-}
-
-/// Refuses what cannot be meant before anything is touched.
-fn check(request: &Request) -> Result<()> {
-    check_kept_files(&request.files)?;
-    match request.files.iter().find(|file| ArchiveFormat::of_name(&file.name).is_some()) {
-        Some(file) => {
-            let message = format!("'{}' would be taken for the container's archive", file.name);
-            Err(Error::new(ErrorKind::Usage, message).with_hint("keep it under another name"))
-        }
-        None => Ok(()),
-    }
 }
 
 /// Looks at what was named, before anything is made for it.
