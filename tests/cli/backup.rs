@@ -37,8 +37,15 @@ fn a_backup_is_made_and_listed_and_its_events_are_lines_of_json() {
         "memory: 512\n"
     );
 
-    let ran = store.annals(&["backup", "vm", "100", &disk]);
+    fs::write(dir.path().join("rules"), "enable: 1\n").unwrap();
+    fs::write(dir.path().join("vm.xml"), "<domain/>\n").unwrap();
+    let firewall = format!("--firewall-config={}", dir.path().join("rules").display());
+    let attached = format!("--attach=domain.xml={}", dir.path().join("vm.xml").display());
+    let ran = store.annals(&["backup", "vm", "100", &disk, &firewall, &attached]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let latest = store.path().join("100").join(format!("qemu-{}", backups(&store, "100").pop().unwrap()));
+    assert_eq!(fs::read_to_string(latest.join("firewall.conf")).unwrap(), "enable: 1\n");
+    assert_eq!(fs::read_to_string(latest.join("domain.xml")).unwrap(), "<domain/>\n");
     assert!(ran.stdout.contains("drive-scsi0  full"), "{}", ran.stdout);
     assert!(ran.stderr.contains("because no bitmap was named"), "{}", ran.stderr);
 }

@@ -177,11 +177,15 @@ fn a_limit_on_speed_holds_for_the_whole_run_within_five_percent() {
     let (a, b) = (scene.raw("a", &noise(1, 3 * MIB)), scene.raw("b", &noise(2, 3 * MIB)));
     let mut request = scene.request(&[&format!("a={}", a.display()), &format!("b={}", b.display())]);
     request.bytes_per_second = Some(3 * MIB as u64);
-    let start = std::time::Instant::now();
-    scene.back_up(&request);
-    let took = start.elapsed().as_secs_f64();
-    // Faster is a broken promise; slower than this is a busy machine at worst, and no wait that was computed wrong.
-    assert!((1.9..4.0).contains(&took), "{took} s for what takes 2");
+    let attempt = || {
+        let start = std::time::Instant::now();
+        scene.back_up(&request);
+        let took = start.elapsed().as_secs_f64();
+        assert!(took > 1.9, "{took} s for what takes 2");
+        took
+    };
+    // Slower it may be where others keep the machine busy, but not each time.
+    assert!((0..5).any(|_| attempt() < 2.1), "never within five percent of 2 s");
 }
 
 #[test]
