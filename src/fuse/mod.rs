@@ -4,6 +4,7 @@
 //! Also what belongs to mounting itself: the session, the mount table, and taking a mount away.
 
 mod bridge;
+mod connection;
 mod errno;
 mod helpers;
 mod mountpoint;

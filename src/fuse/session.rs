@@ -1,10 +1,13 @@
 //! A mount while it is served: its options, its event loops, its end.
 
+use std::mem::ManuallyDrop;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 
 use super::bridge::Bridge;
+use super::connection::Connection;
 use super::mountpoint::{self, FUSERMOUNT, no_fusermount};
 use super::table::{self, Mount};
 use crate::base::{Error, ErrorKind, Result};
@@ -42,8 +45,7 @@ pub struct SessionOptions {
 #[derive(Debug)]
 pub struct Running {
     session: BackgroundSession,
-    mountpoint: PathBuf,
-    mount: Option<Mount>,
+    unmounter: Unmounter,
 }
 
 /// Event loops. Each serves one request from its beginning to its end, so while some wait for a slow disk others must
@@ -79,24 +81,37 @@ pub fn mount(tree: Tree, options: &SessionOptions) -> Result<Running> {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     config.n_threads = Some(processors.clamp(MIN_LOOPS, MAX_LOOPS));
     let session = Session::new(Bridge::new(tree), &options.mountpoint, &config).map_err(failed)?;
+    let connection = Connection::of(session.as_fd()).map_err(failed)?;
     let session = session.spawn().map_err(failed)?;
     let mount = table::of_annals(&options.mountpoint)?;
     if let Some(mount) = &mount {
         raise_read_ahead(mount);
     }
-    Ok(Running { session, mountpoint: options.mountpoint.clone(), mount })
+    let unmounter = Unmounter { mountpoint: options.mountpoint.clone(), mount, connection };
+    Ok(Running { session, unmounter })
 }
 
 impl Running {
     /// Serves until the mount is gone.
     pub fn wait(self) -> Result<()> {
-        self.session.join().map_err(|e| Error::io(format!("serving '{}' ended", self.mountpoint.display()), e))
+        let Self { session, unmounter } = self;
+        let failed = |e| Error::io(format!("serving '{}' ended", unmounter.mountpoint.display()), e);
+        // fuser 0.18 unmounts when its session is dropped, and takes a mount that has ended for one that has not, and so
+        // whatever is at its place by then (https://github.com/cberner/fuser/pull/703, in no release yet). Dropping is
+        // therefore left out, and what is to be unmounted is unmounted below.
+        let mut session = ManuallyDrop::new(session);
+        let nothing = std::thread::Builder::new().spawn(|| Ok(())).map_err(failed)?;
+        let ended = std::mem::replace(&mut session.guard, nothing).join();
+        let ended = ended.unwrap_or_else(|_| Err(std::io::Error::other("a bug: an event loop panicked")));
+        // Loops that ended by themselves leave a mount that nobody serves.
+        let unmounted = unmounter.unmount();
+        ended.map_err(failed).and(unmounted.map(drop))
     }
 
     /// What another thread needs to end it.
     #[must_use]
     pub fn unmounter(&self) -> Unmounter {
-        Unmounter { mountpoint: self.mountpoint.clone(), mount: self.mount.clone() }
+        self.unmounter.clone()
     }
 }
 
@@ -105,6 +120,7 @@ impl Running {
 pub struct Unmounter {
     mountpoint: PathBuf,
     mount: Option<Mount>,
+    connection: Connection,
 }
 
 /// How an unmount went.
@@ -121,6 +137,10 @@ pub enum Unmounted {
 impl Unmounter {
     /// Unmounts; what is in use goes out of sight, and whoever has a file open goes on reading it.
     pub fn unmount(&self) -> Result<Unmounted> {
+        if !self.connection.is_alive() {
+            return Ok(Unmounted::NotOurs);
+        }
+        // The number of a mount that is gone may be another's by now; as long as this one is alive it has its own.
         let now = table::top_at(table::mounts()?, &self.mountpoint);
         if now.is_none() || now.map(|m| m.id) != self.mount.as_ref().map(|m| m.id) {
             return Ok(Unmounted::NotOurs);

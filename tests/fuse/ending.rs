@@ -39,6 +39,13 @@ fn umount(point: &Path, args: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
+/// The process behind the mount at `point`.
+fn serves(point: &Path) -> u32 {
+    let status = fs::read(point.join(".annals/status.json")).unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+    u32::try_from(status["pid"].as_u64().unwrap()).unwrap()
+}
+
 fn drop_pages(file: &File) {
     rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }
@@ -222,4 +229,53 @@ fn a_signal_does_not_unmount_what_somebody_else_mounted_there_since() {
     assert_ne!(mounted.pid(), pid);
     drop(file);
     within(SOON, "the older process ends", || !runs(pid));
+}
+
+#[test]
+fn the_end_of_a_mount_leaves_what_is_mounted_beneath() {
+    promise("What else is mounted at the same place, beneath or since, is left alone when a mount ends.");
+    if !can_mount() {
+        return;
+    }
+    let (store, _) = store();
+    let point = store.scratch("stacked");
+    fs::create_dir(&point).unwrap();
+    succeed(command("mount").args(["-t", "tmpfs", "beneath"]).arg(&point));
+    let ways: [&dyn Fn(u32); 3] =
+        [&|_| drop(succeed(command("umount").arg(&point))), &|_| assert_eq!(umount(&point, &[]).0, Some(0)), &|pid| {
+            signal(pid, Signal::TERM)
+        }];
+    let ended: Vec<bool> = ways
+        .iter()
+        .map(|end| {
+            succeed(annals(&store.path()).arg("mount").arg(&point));
+            let pid = serves(&point);
+            end(pid);
+            within(SOON, "the process ends", || !runs(pid));
+            is_mounted(&point)
+        })
+        .collect();
+    let _ = command("umount").arg(&point).status();
+    assert_eq!(ended, vec![true; ways.len()], "the tmpfs beneath is gone");
+}
+
+#[test]
+fn a_mount_made_right_after_another_ended_stays() {
+    if !can_mount() {
+        return;
+    }
+    let (store, _) = store();
+    let point = store.scratch("again");
+    fs::create_dir(&point).unwrap();
+    let mut older = Vec::new();
+    for _ in 0..20 {
+        succeed(annals(&store.path()).arg("mount").arg(&point));
+        older.push(serves(&point));
+        succeed(command("umount").arg(&point));
+    }
+    succeed(annals(&store.path()).arg("mount").arg(&point));
+    within(SOON, "the older processes end", || !older.iter().any(|pid| runs(*pid)));
+    let stays = is_mounted(&point);
+    let _ = command("umount").arg(&point).status();
+    assert!(stays, "an older process took the newer mount away");
 }
