@@ -20,7 +20,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use private::{Scene, may_run};
+use private::{Scene, may_boot, may_run};
 
 const ANNALS: &str = env!("CARGO_BIN_EXE_annals");
 const DISK: &[u8] = b"what the guest had on its disk\n";
@@ -109,6 +109,54 @@ fn mount_a_mounts_a_line_of_fstab_once_however_often_it_is_said() {
            umount "$MNT""#,
     );
     assert_eq!(printed.trim(), "1");
+}
+
+#[test]
+fn systemd_mounts_on_first_use_and_again_after_it_took_an_idle_mount_away() {
+    if !may_boot() {
+        return;
+    }
+    let scene = scene();
+    scene.fstab("STORE MNT annals noauto,x-systemd.automount,x-systemd.idle-timeout=1s,_netdev,allow_other 0 0\n");
+    let played = scene.play_under_systemd(
+        r#"top() { findmnt --noheadings --output FSTYPE "$MNT" | tail -n 1; }
+           systemctl start "$(systemd-escape --path --suffix=automount "$MNT")"
+           for _ in 1 2; do
+               top
+               head -n 1 "$MNT/100/latest/drive-scsi0.raw"
+               top
+               pid=$(pidof annals)
+               for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+               if kill -0 "$pid" 2>/dev/null; then echo 'the process outlives its mount'; exit 1; fi
+           done
+           top"#,
+    );
+    assert_eq!(played.code, 0, "{}{}", played.stdout, played.stderr);
+    let disk = std::str::from_utf8(DISK).unwrap().trim_end();
+    let expected = ["autofs", disk, "fuse.annals", "autofs", disk, "fuse.annals", "autofs"];
+    assert_eq!(played.stdout.lines().map(str::trim).collect::<Vec<_>>(), expected, "{}", played.stderr);
+}
+
+#[test]
+fn systemd_mounts_a_line_of_fstab_as_a_unit_and_stops_it() {
+    if !may_boot() {
+        return;
+    }
+    let scene = scene();
+    scene.fstab("STORE MNT annals ro,nofail,_netdev 0 0\n");
+    let played = scene.play_under_systemd(
+        r#"unit=$(systemd-escape --path --suffix=mount "$MNT")
+           systemctl start "$unit"
+           head -n 1 "$MNT/100/latest/drive-scsi0.raw"
+           systemctl show --property=ActiveState --value "$unit"
+           systemctl stop "$unit"
+           if mountpoint -q "$MNT"; then echo 'still mounted'; exit 1; fi
+           for _ in $(seq 100); do pidof annals >/dev/null || exit 0; sleep 0.1; done
+           echo 'the process outlives its mount'; exit 1"#,
+    );
+    assert_eq!(played.code, 0, "{}{}", played.stdout, played.stderr);
+    let expected = [std::str::from_utf8(DISK).unwrap().trim_end(), "active"];
+    assert_eq!(played.stdout.lines().collect::<Vec<_>>(), expected);
 }
 
 #[test]

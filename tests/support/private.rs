@@ -72,8 +72,22 @@ impl Scene {
     /// Runs a script as root, with `$SCENE`, `$STORE`, `$MNT` and the function `as_nobody`. It ends at the first command
     /// that fails.
     pub(crate) fn play(&self, script: &str) -> Played {
-        let output = unshare()
-            .args(["sh", "-euc", &format!("{PROLOGUE}\n{script}\n")])
+        self.run(unshare().args(["sh", "-euc", &format!("{PROLOGUE}\n{script}\n")]))
+    }
+
+    /// The same, where systemd is the first process and has read fstab: its units can be started and looked at.
+    pub(crate) fn play_under_systemd(&self, script: &str) -> Played {
+        fs::write(self.path("script"), script).unwrap();
+        fs::write(self.path("boot"), format!("{PROLOGUE}\n{BOOT}")).unwrap();
+        let mut played = self.run(Command::new("unshare").args(["--mount", "sh", "-euc", OWN_CGROUP]));
+        let read = |name: &str| fs::read_to_string(self.path("record").join(name)).unwrap_or_default();
+        played.stdout = read("stdout");
+        played.stderr.push_str(&read("stderr"));
+        played
+    }
+
+    fn run(&self, command: &mut Command) -> Played {
+        let output = command
             .env_clear()
             .env("SCENE", self.dir.path())
             .env("STORE", self.path("store"))
@@ -91,6 +105,53 @@ impl Scene {
     }
 }
 
+/// Whether a script can be played under systemd here.
+pub(crate) fn may_boot() -> bool {
+    may_run() && needs(Path::new(SYSTEMD).exists(), "systemd")
+}
+
+const SYSTEMD: &str = "/lib/systemd/systemd";
+
+/// Starts `boot` as the first process of its own namespaces, in a control group of its own: systemd makes groups below what it
+/// takes for the top, and the machine's own systemd must not find them among its own.
+const OWN_CGROUP: &str = r#"
+mkdir "$SCENE/groups"
+mount -t cgroup2 cgroup2 "$SCENE/groups"
+own=$SCENE/groups/$(basename "$SCENE")
+mkdir "$own"
+echo 0 >"$own/cgroup.procs"
+code=0
+unshare --mount --pid --fork --kill-child --mount-proc --uts --ipc --cgroup sh -eu "$SCENE/boot" || code=$?
+echo 0 >"$SCENE/groups/cgroup.procs"
+find "$own" -depth -type d -exec rmdir {} ';'
+exit "$code"
+"#;
+
+/// What systemd starts is this one target, and with it the script; when that has ended, so does systemd, with its code.
+const BOOT: &str = r#"
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -p /run/systemd/system
+cat >/run/systemd/system/scene.target <<END
+[Unit]
+DefaultDependencies=no
+Wants=scene.service
+END
+cat >/run/systemd/system/scene.service <<END
+[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+Environment="SCENE=$SCENE" "STORE=$STORE" "MNT=$MNT" "PATH=$PATH" LC_ALL=C
+ExecStart=sh -eu "$SCENE/script"
+ExecStopPost=sh -c 'systemctl exit "\$EXIT_STATUS"'
+TimeoutStartSec=90
+StandardOutput=file:$SCENE/record/stdout
+StandardError=file:$SCENE/record/stderr
+END
+exec env -i container=test "PATH=$PATH" LC_ALL=C /lib/systemd/systemd --system --unit=scene.target --log-target=console --show-status=no
+"#;
+
 /// Copies of /usr/sbin and /etc with what was installed, and a /dev/fuse that users may open, as udev makes it.
 const PROLOGUE: &str = r#"
 mount -t tmpfs -o mode=755 tmpfs "$SCENE/system"
@@ -98,6 +159,8 @@ cp -a /usr/sbin /etc "$SCENE/system/"
 for program in annals mount.annals; do rm -f "$SCENE/system/sbin/$program"; done
 cp -a "$SCENE/sbin/." "$SCENE/system/sbin/"
 cp "$SCENE/fstab" "$SCENE/system/etc/fstab"
+# Mounts of other tests were copied with everything else, and would live on here when those end.
+findmnt --raw --noheadings --output TARGET --types fuse.annals | while read -r mount; do umount --lazy "$mount"; done
 mount --bind "$SCENE/system/etc" /etc
 mount --bind "$SCENE/system/sbin" /usr/sbin
 if [ ! -L /sbin ]; then mount --bind "$SCENE/system/sbin" /sbin; fi

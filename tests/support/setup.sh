@@ -80,6 +80,7 @@ need_to_test() {
     need mksquashfs squashfs-tools
     need setfacl acl
     need setcap libcap2-bin
+    need systemctl systemd
     need xorriso xorriso
     need rsync rsync
     need nbdkit nbdkit
