@@ -7,7 +7,7 @@ use crate::Scale;
 use crate::chain::{Chain, FLAT_DEPTH};
 use crate::measure::{can_drop_caches, checksum, drop_caches, first_byte, median, median_ratio, random, sequential};
 use crate::report::{Report, Row};
-use crate::sides::{CACHE, SIDES, Side};
+use crate::sides::{CACHE, OnBtrfs, SIDES, Side};
 
 const DEPTHS: [usize; 3] = [1, 30, 100];
 
@@ -18,6 +18,8 @@ enum What {
     /// The same bytes from an image of one layer.
     ColdFlat,
     Second,
+    /// The native file's on btrfs.
+    SecondOnBtrfs,
     Random1,
     Random4,
     ResidentKib,
@@ -59,6 +61,7 @@ pub(crate) fn run(work: &Path, scale: Scale, report: &mut Report) {
     if !cold {
         report.note("The kernel's caches could not be emptied (that needs root): no cold figures.");
     }
+    let on_btrfs = if cold { OnBtrfs::copy(chain, FLAT_DEPTH, work, scale.disk) } else { None };
     let mut figures = Figures::default();
     let mut checksums: BTreeMap<usize, u32> = BTreeMap::new();
     for turn in 0..scale.turns {
@@ -97,6 +100,11 @@ pub(crate) fn run(work: &Path, scale: Scale, report: &mut Report) {
             drop_caches();
             figures.add(What::ColdFlat, Side::Annals, FLAT_DEPTH, sequential(&chain.shown_flat(mountpoint)));
         }
+        if let Some(copy) = &on_btrfs {
+            drop_caches();
+            sequential(&copy.disk);
+            figures.add(What::SecondOnBtrfs, Side::Native, FLAT_DEPTH, sequential(&copy.disk));
+        }
     }
     rows(&figures, cold, report);
     opening(chain, work, scale, cold, report);
@@ -122,14 +130,21 @@ fn rows(figures: &Figures, cold: bool, report: &mut Report) {
         );
     }
     report.note(
-        "A second read is the kernel's own work, for the mount as for a plain file. Linux up to 6.18 keeps the pages of a file in a FUSE \
-         mount one by one, and those of a file on ext4 or XFS in large folios (as /proc/kpageflags shows), which are quicker to go through.",
+        "A second read is the kernel's own work, for the mount as for a plain file. Linux (up to 7.2) keeps the pages of a file in a FUSE \
+         mount one by one, and those of a file on ext4 (since 6.16) or XFS in large folios, as /proc/kpageflags shows, which are quicker to go \
+         through. Beside it therefore stands the same file on btrfs, which keeps its pages as FUSE does.",
     );
     for depth in [1, 100] {
         let ratio = figures.ratio(What::Second, (Annals, depth), (Native, depth));
         let theirs = figures.ratio(What::Second, (Qemu, depth), (Native, depth));
         let of = format!("the native file's (QEMU's: {theirs:.2})");
         report.row(Row::at_least(&format!("sequential, second read, depth {depth}"), 0.7, &of, ratio));
+    }
+    let on_btrfs = figures.of(What::SecondOnBtrfs, Native, FLAT_DEPTH);
+    if !on_btrfs.is_empty() {
+        let ratio = median_ratio(figures.of(What::Second, Annals, FLAT_DEPTH), on_btrfs);
+        let of = format!("the native file's on btrfs ({:.0} MB/s)", median(on_btrfs));
+        report.row(Row::at_least("sequential, second read, depth 100", 0.7, &of, ratio));
     }
     for (depth, target) in [(1, 1.5), (100, 4.0)] {
         for (what, jobs) in [(What::Random1, "1 job"), (What::Random4, "4 jobs")] {

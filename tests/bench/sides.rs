@@ -105,6 +105,37 @@ fn raw(chain: &Chain, depth: usize, work: &Path) -> PathBuf {
     raw
 }
 
+/// A copy of a disk on btrfs, which keeps a file's pages one by one where ext4 and XFS have large folios by now.
+pub(crate) struct OnBtrfs {
+    mountpoint: PathBuf,
+    pub(crate) disk: PathBuf,
+}
+
+impl OnBtrfs {
+    /// Copies the disk of that depth; `None` where there is no btrfs.
+    pub(crate) fn copy(chain: &Chain, depth: usize, work: &Path, size: u64) -> Option<Self> {
+        let (image, mountpoint) = (work.join("btrfs"), work.join("btrfs-mnt"));
+        File::create(&image).unwrap().set_len(2 * size + (256 << 20)).unwrap();
+        std::fs::create_dir_all(&mountpoint).unwrap();
+        let [from, to] = [&image, &mountpoint].map(|path| path.to_str().unwrap());
+        let made = command("mkfs.btrfs").args(["-q", from]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let mounted = made.is_ok_and(|status| status.success())
+            && command("mount").args(["-o", "loop", from, to]).status().is_ok_and(|status| status.success());
+        if !mounted {
+            return None;
+        }
+        let copy = Self { disk: mountpoint.join("raw"), mountpoint };
+        run("cp", &["--sparse=always", raw(chain, depth, work).to_str().unwrap(), copy.disk.to_str().unwrap()]);
+        Some(copy)
+    }
+}
+
+impl Drop for OnBtrfs {
+    fn drop(&mut self) {
+        run("umount", &[self.mountpoint.to_str().unwrap()]);
+    }
+}
+
 impl Served {
     /// Where the mount is, when it is one.
     pub(crate) fn mountpoint(&self) -> Option<&Path> {

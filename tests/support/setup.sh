@@ -104,6 +104,7 @@ need_to_bench() {
     need nbdcopy libnbd-bin
     need mksquashfs squashfs-tools
     need squashfuse_ll squashfuse
+    need mkfs.btrfs btrfs-progs
 }
 
 # need_cargo NAME VERSION: a cargo subcommand; the version is the one that was tried, any other that is there already will do.
