@@ -129,6 +129,7 @@ exit "$code"
 
 /// What systemd starts is this one target, and with it the script; when that has ended, so does systemd, with its code.
 const BOOT: &str = r#"
+if mountpoint -q /sys/fs/cgroup; then umount --lazy --recursive /sys/fs/cgroup; fi
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/systemd/system
