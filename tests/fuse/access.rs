@@ -3,10 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Command;
 
 use crate::support::mounts::{ANNALS, Mounted, Store, can_mount, promise, succeed};
-use crate::support::tools::{command, have};
+use crate::support::tools::{as_user, command, have};
 
 const TIME: &str = "2024-11-07T16-51-22Z";
 
@@ -15,13 +14,6 @@ fn store() -> Store {
     store.chain("100", "disk", &[TIME], 1 << 20, 1);
     store.file("100", TIME, "guest.conf", b"x");
     store
-}
-
-/// A command as another user, without any group.
-fn as_user(uid: u32) -> Command {
-    let mut command = command("setpriv");
-    command.args([format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".to_owned(), "--".to_owned()]);
-    command
 }
 
 fn can_read(uid: u32, file: &Path) -> bool {

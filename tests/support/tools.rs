@@ -30,6 +30,13 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
+/// A command as another user, without any group.
+pub(crate) fn as_user(uid: u32) -> Command {
+    let mut command = command("setpriv");
+    command.args([format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".to_owned(), "--".to_owned()]);
+    command
+}
+
 /// Runs a program that has to succeed; returns what it printed.
 pub(crate) fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> String {
     feed(program, args, "")
