@@ -13,7 +13,7 @@ use crate::disk::DiskEnv;
 const CACHE_SIZE: u64 = 64 << 20;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but something in the store is broken.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but something is broken or missing, which was said.";
 
 /// Shows every guest's backup history as files
 ///

@@ -282,6 +282,11 @@ fn archive_text(archive: &ShownArchive, output: &Output) -> String {
     for pattern in archive.manifest.iter().flat_map(|manifest| &manifest.excluded) {
         text += &format!("without: {}\n", printable(pattern));
     }
+    if let Some(unreadable @ 1..) = archive.manifest.as_ref().map(|manifest| manifest.unreadable) {
+        let paths = if unreadable == 1 { "path" } else { "paths" };
+        let incomplete = output.paint(Tone::Bad, "incomplete");
+        text += &format!("{incomplete}: {unreadable} {paths} could not be read when it was made; see its backup.log\n");
+    }
     text
 }
 

@@ -164,9 +164,18 @@ pub struct ManifestArchive {
     /// The patterns of what was left out of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub excluded: Vec<String>,
+    /// How many paths of the tree are not in it, or there without their attributes, because they could not be read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unreadable: u64,
     /// What the file's bytes hash to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<FileHash>,
+}
+
+// The signature is serde's.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The hash of a file, and of each chunk of it.

@@ -66,6 +66,8 @@ pub enum Event {
         file: String,
         /// How many members it has, hard links counted once.
         entries: u64,
+        /// How many paths of the tree are not in it, or there without their attributes, because they could not be read.
+        unreadable: u64,
         /// The size of the file.
         file_size: u64,
         /// BLAKE3 of the file.
@@ -74,6 +76,11 @@ pub enum Event {
     /// Something was left out, as it should be.
     Note {
         /// What.
+        message: String,
+    },
+    /// Something was left out because it could not be read. When all is done, a warning says how many there were.
+    Unreadable {
+        /// What, and why.
         message: String,
     },
     /// Something went wrong or is in doubt that does not make the backup worthless.
@@ -134,10 +141,11 @@ impl fmt::Display for Event {
                 excluded.iter().try_for_each(|pattern| write!(f, "; without {pattern}"))
             }
             Self::ArchiveProgress { done, total } => write!(f, "archive: {done} of {total} bytes"),
-            Self::ArchiveDone { file, entries, file_size, blake3 } => {
+            Self::ArchiveDone { file, entries, file_size, blake3, .. } => {
                 write!(f, "archive: {file} has {entries} members in {file_size} bytes; BLAKE3 {blake3}")
             }
             Self::Note { message } => write!(f, "left out: {message}"),
+            Self::Unreadable { message } => write!(f, "could not be read: {message}"),
             Self::Warning { message } => write!(f, "warning: {message}"),
             Self::Published { guest, backup } => write!(f, "published {guest}/{backup}"),
             Self::Failed { message } => write!(f, "failed: {message}"),

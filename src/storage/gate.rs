@@ -102,7 +102,8 @@ struct Inner {
     pool: Arc<FilePool>,
 }
 
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+pub(super) const BENEATH: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 impl Gate {
     /// Opens the directory `path`, which the administrator named and which may therefore be a symlink.

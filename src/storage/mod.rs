@@ -17,7 +17,7 @@ pub mod write;
 pub use cache::{BlockCache, BlockKey, CacheStats, FileNumber};
 pub use derived::{DerivedDir, derived_name};
 pub use gate::{DirEntry, DirStamp, EntryKind, FileStat, Gate, Space};
-pub use outside::{OutsideDisk, find_program, outside_directory, program_path, read_outside};
+pub use outside::{Glimpse, OutsideDisk, find_program, glimpse, outside_directory, program_path, read_outside};
 pub use path::RelPath;
 pub use pool::{FilePool, StoreFile};
 

@@ -6,12 +6,13 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::gate::BENEATH;
 use crate::base::{Error, ErrorKind, GuestOffset, Result};
 
 /// A disk at hand: a regular file with a disk's bytes, or a block device. Opened for reading.
@@ -111,6 +112,49 @@ pub fn outside_directory(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// A regular file in a tree, as it is now.
+#[derive(Debug)]
+pub struct Glimpse {
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was last changed in any way, by its file system's clock; nanoseconds since the epoch.
+    pub changed_ns: i128,
+    /// How many bytes a read of one gave at the place in question.
+    pub read: std::io::Result<usize>,
+}
+
+/// Looks at the file `name` beneath `tree`, and reads a byte at `at`. `None` where there is none that is regular, or only by way of
+/// symlinks: whoever lives in the tree may have put anything there meanwhile.
+///
+/// Errors: `Io` when it cannot be opened.
+pub fn glimpse(tree: &Path, name: &[u8], at: u64) -> Result<Option<Glimpse>> {
+    let top = rustix::fs::open(tree, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Error::io(format!("cannot open '{}'", tree.display()), e))?;
+    // NONBLOCK: the open of a FIFO returns at once.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let opened = loop {
+        match rustix::fs::openat2(&top, name, flags, Mode::empty(), BENEATH) {
+            // The kernel could not rule out a race with a rename; it says to try again.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            opened => break opened,
+        }
+    };
+    let file = match opened {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NXIO) => return Ok(None),
+        Err(e) => return Err(Error::io(format!("cannot open '{}'", name.escape_ascii()), e)),
+    };
+    let meta = file.metadata().map_err(|e| Error::io(format!("cannot stat '{}'", name.escape_ascii()), e))?;
+    if !meta.is_file() {
+        return Ok(None);
+    }
+    Ok(Some(Glimpse {
+        size: meta.len(),
+        changed_ns: i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec()),
+        read: file.read_at(&mut [0], at),
+    }))
+}
+
 /// Where a program is, by the caller's `PATH`.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
@@ -129,9 +173,26 @@ pub fn program_path() -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt as _;
-
     use super::*;
+
+    #[test]
+    fn a_glimpse_is_of_regular_files_beneath_the_tree_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        std::fs::create_dir_all(tree.join("d")).unwrap();
+        std::fs::write(dir.path().join("outside"), "secret").unwrap();
+        std::fs::write(tree.join("d/file"), "12345").unwrap();
+        std::os::unix::fs::symlink("../outside", tree.join("link")).unwrap();
+        std::os::unix::fs::symlink("d", tree.join("to-d")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, tree.join("fifo"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let file = glimpse(&tree, b"./d/file", 4).unwrap().unwrap();
+        assert_eq!((file.size, file.read.unwrap()), (5, 1));
+        assert!(file.changed_ns > 1_700_000_000_000_000_000);
+        assert_eq!(glimpse(&tree, b"./d/file", 5).unwrap().unwrap().read.unwrap(), 0);
+        for name in [b"./link".as_slice(), b"./to-d/file", b"../outside", b"./d", b"./fifo", b"./gone", b"./d/file/x"] {
+            assert!(glimpse(&tree, name, 0).unwrap().is_none(), "{}", name.escape_ascii());
+        }
+    }
 
     #[test]
     fn data_and_holes_of_a_file_are_told_apart() {

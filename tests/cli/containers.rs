@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::support::needs::needs;
 use crate::support::stores::{Ran, TestStore, annals};
-use crate::support::tools::have;
+use crate::support::tools::{as_user, have};
 use crate::{all, backups};
 
 /// A store, and a tree beside it.
@@ -216,7 +217,7 @@ fn a_tree_that_cannot_be_read_as_a_whole_is_no_backup_and_the_log_says_what_is_m
     }
     let real = "/bin/tar \"$@\"";
     for (script, told) in [
-        // As tar ends when a file cannot be opened; a name must not make that look harmless.
+        // Words that are not known, behind known ones.
         (
             format!("{real}; echo 'tar: ./x: file changed as we read it: Cannot open: Permission denied' >&2; exit 2"),
             "./x: file",
@@ -236,12 +237,12 @@ fn a_tree_that_cannot_be_read_as_a_whole_is_no_backup_and_the_log_says_what_is_m
             }
         }
     }
-    // What was gone when its turn came is a warning, whatever tar thinks of it.
+    // Only what tar says of a member that it leaves out explains that end.
     stage.fake("tar", &format!("{real}; echo 'tar: ./x: Cannot stat: No such file or directory' >&2; exit 2"));
     for format in ["tar", "squashfs"] {
         let ran = stage.back_up_with_own_programs(&["--format", format]);
         assert_eq!(ran.code, Some(3), "{}", ran.stderr);
-        assert!(ran.stderr.contains("warning: ./x: Cannot stat"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("could not be read: ./x: Cannot stat"), "{}", ran.stderr);
     }
     // A packer that ends early, before and after its input has.
     stage.fake("tar", real);
@@ -254,6 +255,66 @@ fn a_tree_that_cannot_be_read_as_a_whole_is_no_backup_and_the_log_says_what_is_m
     assert_eq!(backups(&stage.store, "101").len(), 2);
     let left: Vec<String> = stage.names().into_iter().filter(|name| name.starts_with(".partial-")).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_user_who_may_not_read_everything_gets_a_backup_of_the_rest_and_is_told_what_it_lacks() {
+    if !ready() || !needs(rustix::process::geteuid().is_root(), "root") {
+        return;
+    }
+    const NOBODY: u32 = 65534;
+    let stage = Stage::new();
+    let secret = |name: &str, mode| {
+        let path = stage.dir.path().join("tree").join(name);
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for n in 0..7 {
+        fs::write(stage.dir.path().join(format!("tree/etc/shadow {n}")), "x").unwrap();
+        secret(&format!("etc/shadow {n}"), 0o600);
+    }
+    fs::create_dir_all(stage.dir.path().join("tree/root/.ssh")).unwrap();
+    secret("root", 0o700);
+    for dir in [stage.dir.path(), stage.store.path()] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    std::os::unix::fs::chown(stage.store.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let back_up = |more: &[&str]| {
+        let mut command = as_user(NOBODY);
+        command.arg(env!("CARGO_BIN_EXE_annals")).arg("--store").arg(stage.store.path());
+        annals(command.args(["backup", "container", "101", &stage.tree()]).args(more))
+    };
+    for (format, file) in [("tar", "archive.tar"), ("squashfs", "archive.sqfs")] {
+        let ran = back_up(&["--format", format]);
+        assert_eq!(ran.code, Some(3), "{}", ran.stderr);
+        let told = ran.stderr.lines().filter(|line| line.starts_with("could not be read: ./")).count();
+        assert_eq!(told, 5, "{}", ran.stderr);
+        let warning =
+            "warning: 8 paths could not be read and are left out, or without attributes; backup.log says which";
+        assert!(ran.stderr.contains(warning), "{}", ran.stderr);
+        let backup = backups(&stage.store, "101").pop().unwrap();
+        let shown = stage.store.annals(&["show", &format!("101@{backup}")]);
+        let incomplete = "incomplete: 8 paths could not be read when it was made; see its backup.log\n";
+        assert!(shown.stdout.contains(incomplete), "{}", shown.stdout);
+        assert_eq!(shown.code, Some(0), "nothing in the store is broken");
+        let shown = stage.store.annals(&["show", &format!("101@{backup}"), "--json"]).json();
+        assert_eq!(shown["archives"][0]["manifest"]["unreadable"], 8);
+        assert_eq!(shown["archives"][0]["file"], file);
+        let directory = shown["directory"].as_str().unwrap();
+        let log = fs::read_to_string(stage.store.path().join("101").join(directory).join("backup.log")).unwrap();
+        for path in (0..7).map(|n| format!("./etc/shadow {n}")).chain(["./root".to_owned()]) {
+            let line = format!("could not be read: {path}: Cannot open: Permission denied\n");
+            assert!(log.contains(&line), "{line}{log}");
+        }
+    }
+    let ran = back_up(&["--json", "--exclude", "/root", "--exclude", "shadow ?"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("\"unreadable\":0"), "{}", ran.stdout);
+    let ran = back_up(&["--json", "--exclude", "/root"]);
+    assert_eq!(ran.code, Some(3), "{}", ran.stderr);
+    let events: Vec<Value> = ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |name: &str| events.iter().filter(|event| event["event"] == name).collect::<Vec<_>>();
+    assert_eq!((of("unreadable").len(), &of("archive-done")[0]["unreadable"]), (7, &7.into()));
+    assert_eq!(of("unreadable")[0]["message"].as_str().unwrap().rsplit(": ").next(), Some("Permission denied"));
 }
 
 #[test]

@@ -9,6 +9,8 @@ mod certificates;
 mod containers;
 #[path = "../support/fake_nbd.rs"]
 mod fake_nbd;
+#[path = "../support/faulty.rs"]
+mod faulty;
 #[path = "../support/fleece.rs"]
 mod fleece;
 #[path = "../support/libvirt.rs"]
@@ -35,3 +37,4 @@ mod servers;
 mod sizes;
 mod tls;
 mod trees;
+mod unreadable;

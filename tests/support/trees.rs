@@ -195,6 +195,16 @@ fn runs(size: u64, data: impl Fn(u64) -> Option<u64>, hole: impl Fn(u64) -> u64)
     runs
 }
 
+/// What is compared of a file's bytes.
+pub(crate) fn content_of(bytes: &[u8]) -> Vec<u8> {
+    hash_of(bytes.len() as u64, &[(0, bytes.len() as u64)], |buf, at| {
+        let rest = &bytes[at as usize..];
+        let len = rest.len().min(buf.len());
+        buf[..len].copy_from_slice(&rest[..len]);
+        len
+    })
+}
+
 /// A hash of what is not zero. Large holes are looked at in places only.
 fn hash_of(size: u64, data: &[(u64, u64)], read: impl Fn(&mut [u8], u64) -> usize) -> Vec<u8> {
     const PART: usize = 60_000;

@@ -19,9 +19,12 @@ use crate::storage::write::Direct;
 ///
 /// Reads the tree at PATH, which should be a snapshot or at rest, and publishes it as one more backup of the guest: a tar archive or a
 /// squashfs image with everything in it, owners, modes, times, hard links, holes, devices, extended attributes and ACLs.
-/// Other file systems that are mounted in the tree are left out, as are sockets and everything called lost+found. A file that changes or
-/// goes away while it is read is a warning in the log, and the exit code is 3; one that cannot be read ends the run. The backup appears in one instant
-/// when all of it is on the medium; until then, and when the run fails or is killed, the store shows what it showed before.
+/// Other file systems that are mounted in the tree are left out, as are sockets and everything called lost+found. The backup appears in one
+/// instant when all of it is on the medium; until then, and when the run fails or is killed, the store shows what it showed before.
+///
+/// A file that changes or goes away while it is read is a warning. What cannot be opened, looked at or listed is left out; what it was and
+/// why is in backup.log, and show says how many paths the backup lacks. In both cases the exit code is 3. A file that is open
+/// and then cannot be read to its end fails the run, for the backup would have zeros in place of its data.
 ///
 /// GNU tar reads the tree; for squashfs, tar2sqfs (package squashfs-tools-ng) makes the image of what it writes.
 #[derive(Debug, clap::Args)]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -14,7 +15,12 @@ pub(super) struct Progress {
     json: bool,
     /// Bars, where somebody watches.
     bars: Option<Bars>,
+    /// How many paths that could not be read were told.
+    unreadable: AtomicUsize,
 }
+
+/// Most paths that could not be read that are told to people; the warning that follows says how many there are, and the log which.
+const MOST_UNREADABLE: usize = 5;
 
 struct Bars {
     multi: MultiProgress,
@@ -28,7 +34,7 @@ impl Progress {
         let watched = !json && std::io::stderr().is_terminal();
         let bars = watched.then(|| Bars { multi: MultiProgress::new(), disks: Mutex::default() });
         // Where nothing can be drawn, as with no or a dumb TERM, nothing would be printed either.
-        Self { json, bars: bars.filter(|bars| !bars.multi.is_hidden()) }
+        Self { json, bars: bars.filter(|bars| !bars.multi.is_hidden()), unreadable: AtomicUsize::new(0) }
     }
 
     pub(super) fn tell(&self, event: &Event, output: &Output) {
@@ -38,6 +44,11 @@ impl Progress {
                 // Whoever has stopped reading the events does not stop the backup.
                 let _ = output.write(&line);
             }
+            return;
+        }
+        if matches!(event, Event::Unreadable { .. })
+            && self.unreadable.fetch_add(1, Ordering::Relaxed) >= MOST_UNREADABLE
+        {
             return;
         }
         match (event, &self.bars) {

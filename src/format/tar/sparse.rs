@@ -102,6 +102,7 @@ pub struct MapReader {
     limit: u64,
     line: Vec<u8>,
     announced: Option<u64>,
+    seen: u64,
     offset: Option<u64>,
     extents: Vec<Extent>,
 }
@@ -110,13 +111,13 @@ impl MapReader {
     /// A reader that refuses maps of more than `limit` extents.
     #[must_use]
     pub fn new(limit: u64) -> Self {
-        Self { limit, line: Vec::new(), announced: None, offset: None, extents: Vec::new() }
+        Self { limit, line: Vec::new(), announced: None, seen: 0, offset: None, extents: Vec::new() }
     }
 
-    /// Takes one more block of the map; `true` when it was the last.
-    pub fn take(&mut self, block: &[u8]) -> Result<bool> {
+    /// Takes more of the map's bytes; `true` when its end is among them.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<bool> {
         const LONGEST_NUMBER: usize = 20;
-        for byte in block {
+        for byte in bytes {
             if *byte != b'\n' {
                 if self.line.len() == LONGEST_NUMBER {
                     return Err(self.broken());
@@ -136,13 +137,21 @@ impl MapReader {
                 }
                 (None, _) => self.announced = Some(value),
                 (Some(_), None) => self.offset = Some(value),
-                (Some(_), Some(offset)) => self.extents.push(Extent { offset, len: value }),
+                (Some(_), Some(offset)) => {
+                    self.extents.push(Extent { offset, len: value });
+                    self.seen = self.seen.saturating_add(1);
+                }
             }
-            if self.announced == Some(self.extents.len() as u64) && self.offset.is_none() {
+            if self.announced == Some(self.seen) && self.offset.is_none() {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// The extents read since this was last asked; for whoever has no use for all of them at once.
+    pub fn drain(&mut self) -> impl Iterator<Item = Extent> {
+        self.extents.drain(..)
     }
 
     /// The extents read.
@@ -152,9 +161,6 @@ impl MapReader {
     }
 
     fn broken(&self) -> Error {
-        Error::new(
-            ErrorKind::Corrupt,
-            format!("its sparse map is no list of numbers after extent {}", self.extents.len()),
-        )
+        Error::new(ErrorKind::Corrupt, format!("its sparse map is no list of numbers after extent {}", self.seen))
     }
 }

@@ -38,13 +38,36 @@ pub(super) fn arguments(command: &mut Command, tree: &Path, excludes: &[String],
 /// `path`, beneath the tree's top, as a pattern that matches itself alone.
 pub(super) fn literal_pattern(path: &str) -> String {
     let mut pattern = String::from("/");
-    for c in path.chars() {
-        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
-            pattern.push('\\');
-        }
-        pattern.push(c);
-    }
+    path.chars().for_each(|c| push_literal(&mut pattern, c));
     pattern
+}
+
+fn push_literal(pattern: &mut String, c: char) {
+    if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+        pattern.push('\\');
+    }
+    pattern.push(c);
+}
+
+/// The words that leave the member `name` out of the next backup, as a shell takes them.
+///
+/// A byte that may not look like itself on a terminal, or is no text, is matched by a `?`.
+pub(super) fn exclude_argument(name: &[u8]) -> String {
+    let mut pattern = String::from("/");
+    let unmatched = |pattern: &mut String, bytes: usize| pattern.extend(std::iter::repeat_n('?', bytes));
+    for part in name.strip_prefix(b"./").unwrap_or(name).utf8_chunks() {
+        for c in part.valid().chars() {
+            match c {
+                // Within quotes of a shell, the only one that is not itself.
+                '\'' => unmatched(&mut pattern, 1),
+                ' '..='~' => push_literal(&mut pattern, c),
+                c if c.is_alphanumeric() => pattern.push(c),
+                c => unmatched(&mut pattern, c.len_utf8()),
+            }
+        }
+        unmatched(&mut pattern, part.invalid().len());
+    }
+    format!("--exclude '{}'", pattern.trim_end_matches('/'))
 }
 
 /// One line that tar says.
@@ -94,49 +117,6 @@ fn listed(line: &str) -> Option<Listed<'_>> {
     })
 }
 
-/// What something that tar said means for the backup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Weight {
-    /// Left out on purpose.
-    Note,
-    /// The tree changed while it was read, or something about a member could not be read.
-    Warning,
-    /// The same, and tar takes it for an error of its own.
-    Vanished,
-    /// Whatever else: the archive is not what it should be.
-    Error,
-    /// The last line after errors; says nothing new.
-    Summary,
-}
-
-impl Weight {
-    /// Judges a line by its end, which is tar's own: what stands before it may be a name that somebody chose.
-    pub(super) fn of(said: &str) -> Self {
-        let ends = |ends: &[&str]| ends.iter().any(|end| said.ends_with(end));
-        if said == "tar: Exiting with failure status due to previous errors" {
-            Self::Summary
-        } else if ends(&[": socket ignored", ": door ignored", " is on a different filesystem; not dumped"]) {
-            Self::Note
-        } else if ends(&[": file changed as we read it", ": File removed before we read it", "; padding with zeros"])
-            || warned_of_attributes(said)
-        {
-            Self::Warning
-        } else if ends(&[": No such file or directory"]) {
-            Self::Vanished
-        } else {
-            Self::Error
-        }
-    }
-}
-
-/// `tar: ./a: Warning: Cannot fgetxattrat: No data available`
-fn warned_of_attributes(said: &str) -> bool {
-    said.rsplit_once(": Warning: Cannot ").is_some_and(|(_, rest)| {
-        let function = rest.split_once(": ").filter(|(_, reason)| !reason.contains(": "));
-        function.is_some_and(|(name, _)| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,28 +145,19 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_sounds_like_a_warning_does_not_make_an_error_one() {
-        use Weight::{Error, Note, Summary, Vanished, Warning};
-        for (said, weight) in [
-            ("tar: ./s: socket ignored", Note),
-            ("tar: ./proc/: file is on a different filesystem; not dumped", Note),
-            ("tar: ./log: file changed as we read it", Warning),
-            ("tar: ./log: File shrank by 5 bytes; padding with zeros", Warning),
-            ("tar: ./x: File removed before we read it", Warning),
-            ("tar: ./x: Warning: Cannot fgetxattrat: No data available", Warning),
-            ("tar: ./x: Cannot stat: No such file or directory", Vanished),
-            ("tar: ./x: Cannot open: Permission denied", Error),
-            ("tar: ./a: socket ignored: Cannot open: Permission denied", Error),
-            ("tar: ./a: Warning: Cannot b: Cannot open: Permission denied", Error),
-            ("tar: POSIX ACL support is not available", Error),
-            ("tar: Exiting with failure status due to previous errors", Summary),
-        ] {
-            assert_eq!(Weight::of(said), weight, "{said}");
-        }
+    fn a_path_as_a_pattern_matches_nothing_but_itself() {
+        assert_eq!(literal_pattern("srv/b*[1]?\\"), "/srv/b\\*\\[1\\]\\?\\\\");
     }
 
     #[test]
-    fn a_path_as_a_pattern_matches_nothing_but_itself() {
-        assert_eq!(literal_pattern("srv/b*[1]?\\"), "/srv/b\\*\\[1\\]\\?\\\\");
+    fn what_leaves_a_member_out_can_be_given_to_a_shell_as_it_is() {
+        for (name, argument) in [
+            (b"./db/main 1".as_slice(), "--exclude '/db/main 1'"),
+            (b"./a*'b", "--exclude '/a\\*?b'"),
+            ("./gr\u{f6}\u{df}e\n\u{202e}".as_bytes(), "--exclude '/gr\u{f6}\u{df}e????'"),
+            (b"./\xff-$(reboot)", "--exclude '/?-$(reboot)'"),
+        ] {
+            assert_eq!(exclude_argument(name), argument);
+        }
     }
 }

@@ -2,6 +2,8 @@
 //! image of. So there is one walk through the tree, one set of rules for what is left out, and two formats.
 
 mod gnutar;
+mod holes;
+mod messages;
 mod numeric;
 mod plan;
 mod report;
@@ -152,14 +154,15 @@ impl Work for Container<'_> {
     }
 
     async fn write(&self, (source, plan): &Self::Plan, unfinished: &Unfinished) -> Result<Contents> {
-        let report = Report::new();
+        let report = Report::new(&source.tree);
         let file = plan.file();
         let stream = Stream { source, plan, bytes_per_second: self.request.bytes_per_second, report: &report };
         let hashes = stream.run(unfinished.make_file(file)?, self.journal).await?;
-        let entries = report.entries();
+        let (entries, unreadable) = (report.entries(), report.unreadable_members());
         self.journal.tell(&Event::ArchiveDone {
             file: file.to_owned(),
             entries,
+            unreadable,
             file_size: hashes.size,
             blake3: hashes.file.to_string(),
         });
@@ -168,6 +171,7 @@ impl Work for Container<'_> {
             format: plan.format.name().to_owned(),
             entries: Some(entries),
             excluded: source.excludes.clone(),
+            unreadable,
             hash: Some(unfinished.note_hashes(file, &hashes)?),
         };
         Ok(Contents { disks: Vec::new(), archive: Some(archive) })

@@ -1,7 +1,9 @@
-//! A tar stream in which ACLs are told by numbers. See [`with_numbers_in_acls`] for why tar's own is not like that.
+//! A tar stream in which ACLs are told by numbers. See [`with_numbers_in_acls`] for why tar's own is not like that. On the way, the maps
+//! of sparse files are looked at: see [`holes`](super::holes).
 
 use std::io::{self, Read};
 
+use super::holes::{Checked, Doubt, MapCheck};
 use crate::base::units::to_usize;
 use crate::format::tar::{BLOCK, Fields, GlobalFields, Header, TypeFlag, padded, with_numbers_in_acls};
 
@@ -18,13 +20,29 @@ pub(super) struct NumericAcls<R> {
     taken: usize,
     /// The size of the next member's data, where extended records tell it.
     size: Option<u64>,
+    /// The check of the next member's map, where extended records announce one.
+    announced: Option<MapCheck>,
+    /// That of the map at the start of the data that pass now.
+    map: Option<MapCheck>,
     /// What could not be told by numbers.
     pub(super) unclear: u64,
+    /// Members whose maps are not whole, for the caller to take away after each read.
+    pub(super) doubts: Vec<Doubt>,
 }
 
 impl<R: Read> NumericAcls<R> {
     pub(super) fn new(inner: R) -> Self {
-        Self { inner, passing: 0, ready: Vec::new(), taken: 0, size: None, unclear: 0 }
+        Self {
+            inner,
+            passing: 0,
+            ready: Vec::new(),
+            taken: 0,
+            size: None,
+            announced: None,
+            map: None,
+            unclear: 0,
+            doubts: Vec::new(),
+        }
     }
 
     /// Makes the next header ready, with the records that follow it.
@@ -40,7 +58,12 @@ impl<R: Read> NumericAcls<R> {
                 let whole = padded(stored).unwrap_or(stored);
                 read_up_to(&mut self.inner, whole, &mut records)?;
                 let data = records.get(..to_usize(stored)).unwrap_or(&records);
-                self.size = Fields::parse(&GlobalFields::default(), data).ok().and_then(|fields| fields.size);
+                let fields = Fields::parse(&GlobalFields::default(), data).unwrap_or_default();
+                self.size = fields.size;
+                // Form 1.0, the one that tar makes: the map is the first of the member's data.
+                let sparse = fields.sparse_major == Some(1) && fields.sparse_minor == Some(0);
+                let whole = fields.sparse_name.zip(fields.real_size).filter(|_| sparse);
+                self.announced = whole.map(|(name, size)| MapCheck::new(name, size));
                 let numbered = with_numbers_in_acls(data).unwrap_or_else(|_| {
                     self.unclear = self.unclear.saturating_add(1);
                     None
@@ -58,9 +81,22 @@ impl<R: Read> NumericAcls<R> {
             // Their size is not that of anything that follows.
             TypeFlag::HardLink | TypeFlag::Symlink | TypeFlag::Directory => self.size = None,
             TypeFlag::CharDevice | TypeFlag::BlockDevice | TypeFlag::Fifo => self.size = None,
-            _ => self.passing = padded(self.size.take().unwrap_or(stored)).unwrap_or(u64::MAX),
+            _ => {
+                self.passing = padded(self.size.take().unwrap_or(stored)).unwrap_or(u64::MAX);
+                self.map = self.announced.take();
+            }
         }
         Ok(())
+    }
+
+    fn check_map(&mut self, bytes: &[u8]) {
+        let Some(check) = &mut self.map else { return };
+        match check.take(bytes) {
+            Checked::NotYet => return,
+            Checked::Whole => {}
+            Checked::Doubtful(doubt) => self.doubts.push(doubt),
+        }
+        self.map = None;
     }
 }
 
@@ -71,6 +107,7 @@ impl<R: Read> Read for NumericAcls<R> {
                 let most = buf.len().min(usize::try_from(self.passing).unwrap_or(usize::MAX));
                 let read = self.inner.read(buf.get_mut(..most).unwrap_or_default())?;
                 self.passing = self.passing.saturating_sub(read as u64);
+                self.check_map(buf.get(..read).unwrap_or_default());
                 return Ok(read);
             }
             self.advance()?;

@@ -84,7 +84,7 @@ pub(super) fn check_programs(choice: FormatChoice) -> Result<()> {
 
 /// Walks the tree and decides.
 pub(super) async fn decide(choice: FormatChoice, source: &Source) -> Result<ArchivePlan> {
-    let report = Report::new();
+    let report = Report::new(&source.tree);
     let mut command = TAR.command()?;
     gnutar::arguments(&mut command, &source.tree, &source.excludes, true);
     let mut tar = TAR.start(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
@@ -96,7 +96,8 @@ pub(super) async fn decide(choice: FormatChoice, source: &Source) -> Result<Arch
     report.judge(tar.wait()?)?;
     let acl = report.with_acl();
     let (format, reason) = choose(choice, acl.as_deref(), PACKER.is_there())?;
-    let notes = [report.notes(), report.warnings()].into_iter().flat_map(|lines| lines.first).collect();
+    let notes =
+        [report.notes(), report.warnings(), report.unreadable()].into_iter().flat_map(|lines| lines.first).collect();
     Ok(ArchivePlan {
         format,
         reason,

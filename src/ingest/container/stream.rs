@@ -65,7 +65,16 @@ impl Stream<'_> {
         // What tar had to say belongs to the log, and to that of a failure all the more.
         tell_lines(&self.report.notes(), journal, |message| Event::Note { message });
         tell_lines(&self.report.warnings(), journal, |message| Event::Warning { message });
+        tell_lines(&self.report.unreadable(), journal, |message| Event::Unreadable { message });
         if made.is_ok() {
+            if let members @ 1.. = self.report.unreadable_members() {
+                let message = format!(
+                    "{members} {} not be read and {} left out, or without attributes; backup.log says which and why",
+                    if members == 1 { "path could" } else { "paths could" },
+                    if members == 1 { "is" } else { "are" },
+                );
+                journal.tell(&Event::Warning { message });
+            }
             journal.tell(&Event::ArchiveProgress { done: self.plan.bytes, total: self.plan.bytes });
         }
         made
@@ -157,6 +166,10 @@ impl Reader {
                     break;
                 }
                 Ok(read) => {
+                    for doubt in self.pipe.doubts.drain(..) {
+                        let name = String::from_utf8_lossy(&doubt.name);
+                        self.report.doubt(&doubt, &format!("{name}: file changed as its holes were looked for"));
+                    }
                     if let Some(pace) = &self.pace {
                         self.handle.block_on(pace.take(read as u64));
                     }

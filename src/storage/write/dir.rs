@@ -4,20 +4,20 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::{Change, Medium, NewFile, PARTIAL};
 use crate::base::{Error, ErrorKind, HostOffset, Result};
 use crate::storage::RelPath;
+use crate::storage::gate::BENEATH;
 
 /// Backups hold what guests hold: nobody but the owner writes, and only the owner and the group read.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o640);
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o750);
 
 const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// An open directory to write in. Names are single plain ones; nothing that they name is ever followed.
 #[derive(Debug, Clone)]
