@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::commit::{Published, Unfinished, leave_log};
-use super::events::{Event, Journal};
+use super::events::{Event, Journal, Listener};
 use crate::archive::ArchiveFormat;
 use crate::base::error::ResultExt as _;
 use crate::base::{Error, ErrorKind, Result, Timestamp};
@@ -80,36 +80,66 @@ pub(super) struct Contents {
     pub(super) archive: Option<ManifestArchive>,
 }
 
+/// Where a backup goes, and what is kept beside what it is of.
+pub(super) struct Target<'a> {
+    /// The store's directory.
+    pub(super) store: &'a Path,
+    pub(super) guest: &'a GuestId,
+    pub(super) files: &'a [KeptFile],
+}
+
 /// What is different from one kind of guest to the other.
 pub(super) trait Work {
+    /// The kind.
+    const KIND: GuestKind;
+    /// What the lock tells others.
+    const DOING: &'static str;
     /// What is backed up, open.
     type Sources;
     /// What will be done.
     type Plan;
 
+    fn target(&self) -> Target<'_>;
+
     /// Opens what is to be backed up. A guest that has no directory yet gets one only when this succeeds.
     async fn open(&self) -> Result<Self::Sources>;
 
     /// Decides what will be done, and tells it.
-    async fn plan(&self, store: &Store, sources: Self::Sources) -> Result<Self::Plan>;
+    async fn plan(&self, store: &Store, sources: Self::Sources, journal: &Journal<'_>) -> Result<Self::Plan>;
 
     /// Writes it. Every file is on the medium when this returns.
-    async fn write(&self, plan: &Self::Plan, unfinished: &Unfinished) -> Result<Contents>;
+    async fn write(&self, plan: &Self::Plan, unfinished: &Unfinished, journal: &Journal<'_>) -> Result<Contents>;
 
     /// Lets go of what was open, when the backup is there.
     async fn close(&self, plan: Self::Plan);
 }
 
+/// Does all of `work`, with the files that are kept beside it, and publishes it. When this fails, the store is as it was, but for
+/// the log.
+pub(super) fn run<W: Work>(
+    work: &W,
+    medium: Arc<dyn Medium>,
+    interrupt: &Interrupt,
+    listener: &Listener<'_>,
+) -> Result<Finished> {
+    let Target { store, guest, files } = work.target();
+    let kept = read_kept_files(files)?;
+    let session = Session { work, store, guest, medium, interrupt, journal: Journal::new(listener) };
+    let runtime = runtime()?;
+    let ended = runtime.block_on(session.whole(kept));
+    // Reads that were given up may still wait for a file or a server.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
 /// One run.
-pub(super) struct Session<'a> {
-    pub(super) store: &'a Path,
-    pub(super) guest: &'a GuestId,
-    pub(super) kind: GuestKind,
-    /// What the lock tells others.
-    pub(super) doing: &'static str,
-    pub(super) medium: Arc<dyn Medium>,
-    pub(super) interrupt: &'a Interrupt,
-    pub(super) journal: &'a Journal<'a>,
+struct Session<'a, W> {
+    work: &'a W,
+    store: &'a Path,
+    guest: &'a GuestId,
+    medium: Arc<dyn Medium>,
+    interrupt: &'a Interrupt,
+    journal: Journal<'a>,
 }
 
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -141,22 +171,13 @@ pub(super) fn check_kept_files(files: &[KeptFile]) -> Result<()> {
 }
 
 /// The files that are kept with a backup, as they are now.
-pub(super) fn read_kept_files(files: &[KeptFile]) -> Result<Vec<(String, Vec<u8>)>> {
+fn read_kept_files(files: &[KeptFile]) -> Result<Vec<(String, Vec<u8>)>> {
     let read = |file: &KeptFile| Ok((file.name.clone(), read_outside(&file.path, KEPT_FILE_LIMIT)?));
     files.iter().map(read).collect()
 }
 
-impl Session<'_> {
-    /// Does all of `work`, with the files `kept`, and publishes it. When this fails, the store is as it was, but for the log.
-    pub(super) fn run<W: Work>(&self, work: &W, kept: Vec<(String, Vec<u8>)>) -> Result<Finished> {
-        let runtime = runtime()?;
-        let ended = runtime.block_on(self.whole(work, kept));
-        // Reads that were given up may still wait for a file or a server.
-        runtime.shutdown_timeout(Duration::from_secs(1));
-        ended
-    }
-
-    async fn whole<W: Work>(&self, work: &W, kept: Vec<(String, Vec<u8>)>) -> Result<Finished> {
+impl<W: Work> Session<'_, W> {
+    async fn whole(&self, kept: Vec<(String, Vec<u8>)>) -> Result<Finished> {
         let store = WriteDir::open(self.store, self.medium.clone())
             .context(|| "store")
             .map_err(|e| e.with_hint("--store or ANNALS_STORE names the directory that holds the guests"))?;
@@ -164,16 +185,16 @@ impl Session<'_> {
         // A guest that is not there yet is made only when its sources can be reached: a wrong id should leave nothing behind.
         let (guest, sources) = match store.descend(id) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let sources = self.interruptible(work.open()).await?;
+                let sources = self.interruptible(self.work.open()).await?;
                 (store.descend_or_make(id)?, Some(sources))
             }
             found => (found?, None),
         };
-        let _lock = WriterLock::take(&guest, &format!("{} {id}", self.doing))?;
+        let _lock = WriterLock::take(&guest, &format!("{} {id}", W::DOING))?;
         let time = self.time()?;
-        let directory = format!("{}-{}", self.kind, time.file_name());
+        let directory = format!("{}-{}", W::KIND, time.file_name());
         self.journal.tell(&Event::Started { guest: id.to_owned(), backup: directory.clone() });
-        let made = self.locked(work, &guest, sources, &directory, time, kept).await;
+        let made = self.locked(&guest, sources, &directory, time, kept).await;
         if let Err(e) = &made {
             self.journal.tell(&Event::Failed { message: e.report() });
             // Where the store takes nothing any more, not even the log, the error itself is what there is to tell.
@@ -219,9 +240,8 @@ impl Session<'_> {
         }
     }
 
-    async fn locked<W: Work>(
+    async fn locked(
         &self,
-        work: &W,
         guest: &WriteDir,
         sources: Option<W::Sources>,
         directory: &str,
@@ -237,13 +257,13 @@ impl Session<'_> {
         let plan = self.interruptible(async {
             let sources = match sources {
                 Some(sources) => sources,
-                None => work.open().await?,
+                None => self.work.open().await?,
             };
-            work.plan(&store, sources).await
+            self.work.plan(&store, sources, &self.journal).await
         });
         let plan = plan.await?;
         let unfinished = Unfinished::start(guest)?;
-        let made = self.make(work, &unfinished, &plan, directory, time, kept).await;
+        let made = self.make(&unfinished, &plan, directory, time, kept).await;
         let (Contents { disks, archive }, published) = match made {
             Ok(made) => made,
             Err(e) => {
@@ -267,15 +287,14 @@ impl Session<'_> {
         if let Err(message) = noted {
             self.journal.tell(&Event::Warning { message });
         }
-        work.close(plan).await;
+        self.work.close(plan).await;
         let warnings = self.journal.warnings();
         Ok(Finished { guest: self.guest.to_string(), backup: directory.to_owned(), disks, archive, warnings })
     }
 
     /// Everything from the first byte to the rename.
-    async fn make<W: Work>(
+    async fn make(
         &self,
-        work: &W,
         unfinished: &Unfinished,
         plan: &W::Plan,
         directory: &str,
@@ -286,11 +305,11 @@ impl Session<'_> {
         for (name, bytes) in kept {
             files.push(unfinished.keep(&name, &bytes)?);
         }
-        let contents = self.interruptible(work.write(plan, unfinished)).await?;
+        let contents = self.interruptible(self.work.write(plan, unfinished, &self.journal)).await?;
         let manifest = Manifest {
             version: manifest::VERSION,
             guest: self.guest.to_string(),
-            kind: self.kind,
+            kind: W::KIND,
             time,
             disks: contents.disks.clone(),
             tool: Some(Tool { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }),

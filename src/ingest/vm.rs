@@ -14,8 +14,7 @@ use super::events::{Event, Journal, Listener, PlannedDisk};
 use super::parent::{self, Found};
 use super::plan::Plan;
 use super::session::{
-    Contents, Finished, Interrupt, KeptFile, Session, TICK, Work, check_kept_files, open_store, read_kept_files,
-    runtime,
+    self, Contents, Finished, Interrupt, KeptFile, TICK, Target, Work, check_kept_files, open_store, runtime,
 };
 use super::source::{DiskSpec, Increment, Source, SourceSpec};
 use super::transfer::{Shared, Transfer};
@@ -56,13 +55,13 @@ pub struct Request {
 }
 
 /// A disk whose source is open.
-struct Opened {
+pub(super) struct Opened {
     spec: DiskSpec,
     source: Source,
 }
 
 /// A disk of which it is known what will be done.
-struct Planned {
+pub(super) struct Planned {
     disk: Opened,
     /// The virtual size.
     size: u64,
@@ -97,18 +96,7 @@ pub fn run(
     listener: &Listener<'_>,
 ) -> Result<Finished> {
     check(request)?;
-    let kept = read_kept_files(&request.files)?;
-    let journal = Journal::new(listener);
-    let session = Session {
-        store: &request.store,
-        guest: &request.guest,
-        kind: GuestKind::Qemu,
-        doing: "annals backup vm",
-        medium,
-        interrupt,
-        journal: &journal,
-    };
-    session.run(&Vm { request, journal: &journal }, kept)
+    session::run(request, medium, interrupt, listener)
 }
 
 /// Refuses what cannot be meant before anything is touched.
@@ -224,6 +212,17 @@ impl Planned {
         format!("{}.{}", self.name(), ImageFormat::Qcow2)
     }
 
+    fn done(&self, image: &WrittenImage) -> Event {
+        Event::DiskDone {
+            disk: self.name().to_owned(),
+            file: self.file(),
+            stored: image.stored,
+            zeros: image.zeros,
+            file_size: image.hashes.size,
+            blake3: image.hashes.file.to_string(),
+        }
+    }
+
     fn told(&self) -> PlannedDisk {
         PlannedDisk {
             disk: self.name().to_owned(),
@@ -235,34 +234,35 @@ impl Planned {
     }
 }
 
-/// Backing up a virtual machine.
-struct Vm<'a> {
-    request: &'a Request,
-    journal: &'a Journal<'a>,
-}
-
-impl Work for Vm<'_> {
+impl Work for Request {
+    const KIND: GuestKind = GuestKind::Qemu;
+    const DOING: &'static str = "annals backup vm";
     type Sources = Vec<Opened>;
     type Plan = Vec<Planned>;
 
-    async fn open(&self) -> Result<Vec<Opened>> {
-        open_sources(self.request).await
+    fn target(&self) -> Target<'_> {
+        Target { store: &self.store, guest: &self.guest, files: &self.files }
     }
 
-    async fn plan(&self, store: &Store, sources: Vec<Opened>) -> Result<Vec<Planned>> {
+    async fn open(&self) -> Result<Vec<Opened>> {
+        open_sources(self).await
+    }
+
+    async fn plan(&self, store: &Store, sources: Vec<Opened>, journal: &Journal<'_>) -> Result<Vec<Planned>> {
         let mut planned = Vec::new();
         for disk in sources {
-            let disk = plan_disk(self.request, store, disk).await?;
-            self.journal.tell(&Event::Planned(disk.told()));
+            let disk = plan_disk(self, store, disk).await?;
+            journal.tell(&Event::Planned(disk.told()));
             planned.push(disk);
         }
         Ok(planned)
     }
 
-    async fn write(&self, planned: &Vec<Planned>, unfinished: &Unfinished) -> Result<Contents> {
-        let images = self.transfer(unfinished, planned).await?;
+    async fn write(&self, planned: &Vec<Planned>, unfinished: &Unfinished, journal: &Journal<'_>) -> Result<Contents> {
+        let images = self.transfer(unfinished, planned, journal).await?;
         let mut disks = Vec::new();
         for (planned, image) in planned.iter().zip(images) {
+            journal.tell(&planned.done(&image));
             disks.push(self.manifest_disk(unfinished, planned, &image)?);
         }
         Ok(Contents { disks, archive: None })
@@ -273,17 +273,9 @@ impl Work for Vm<'_> {
     }
 }
 
-impl Vm<'_> {
+impl Request {
     fn manifest_disk(&self, unfinished: &Unfinished, planned: &Planned, image: &WrittenImage) -> Result<ManifestDisk> {
         let file = planned.file();
-        self.journal.tell(&Event::DiskDone {
-            disk: planned.name().to_owned(),
-            file: file.clone(),
-            stored: image.stored,
-            zeros: image.zeros,
-            file_size: image.hashes.size,
-            blake3: image.hashes.file.to_string(),
-        });
         let bitmap = match &planned.disk.spec.source {
             SourceSpec::Nbd { bitmap, .. } => bitmap.clone(),
             SourceSpec::File { .. } => None,
@@ -297,13 +289,18 @@ impl Vm<'_> {
             parent: planned.decision.parent().map(|parent| parent.place.clone()),
             reason: Some(planned.decision.reason().to_owned()),
             bitmap,
-            checkpoint: self.request.checkpoint.clone(),
+            checkpoint: self.checkpoint.clone(),
         })
     }
 
     /// All disks side by side; the first failure ends the others.
-    async fn transfer(&self, unfinished: &Unfinished, planned: &[Planned]) -> Result<Vec<WrittenImage>> {
-        let shared = Shared::new(self.request.bytes_per_second);
+    async fn transfer(
+        &self,
+        unfinished: &Unfinished,
+        planned: &[Planned],
+        journal: &Journal<'_>,
+    ) -> Result<Vec<WrittenImage>> {
+        let shared = Shared::new(self.bytes_per_second);
         let mut transfers = JoinSet::new();
         let mut progress = Vec::new();
         for (index, planned) in planned.iter().enumerate() {
@@ -316,14 +313,9 @@ impl Vm<'_> {
             let transfer = Transfer {
                 source: planned.disk.source.clone(),
                 plan: planned.plan.clone(),
-                image: ImageOptions {
-                    size: planned.size,
-                    cluster_bits: CLUSTER_BITS,
-                    zstd: self.request.zstd,
-                    backing,
-                },
+                image: ImageOptions { size: planned.size, cluster_bits: CLUSTER_BITS, zstd: self.zstd, backing },
                 parent: planned.parent.as_ref().ok().map(|(_, disk)| disk.clone()),
-                discard: self.request.discard_source,
+                discard: self.discard_source,
                 done,
                 shared: shared.clone(),
             };
@@ -341,7 +333,7 @@ impl Vm<'_> {
             let joined = tokio::select! {
                 joined = transfers.join_next() => joined,
                 _ = tick.tick() => {
-                    self.tell_progress(planned, &progress);
+                    tell_progress(planned, &progress, journal);
                     continue;
                 }
             };
@@ -355,21 +347,21 @@ impl Vm<'_> {
                 Some(Err(e)) => return Err(Error::new(ErrorKind::Limit, "a transfer ended early").with_source(e)),
             }
         }
-        self.tell_progress(planned, &progress);
+        tell_progress(planned, &progress, journal);
         images
             .into_iter()
             .map(|image| image.ok_or_else(|| Error::new(ErrorKind::Io, "a transfer did not end")))
             .collect()
     }
+}
 
-    fn tell_progress(&self, planned: &[Planned], progress: &[Arc<AtomicU64>]) {
-        for (planned, done) in planned.iter().zip(progress) {
-            self.journal.tell(&Event::Progress {
-                disk: planned.name().to_owned(),
-                done: done.load(Ordering::Relaxed),
-                total: planned.plan.read_bytes().saturating_add(planned.plan.zero_bytes()),
-            });
-        }
+fn tell_progress(planned: &[Planned], progress: &[Arc<AtomicU64>], journal: &Journal<'_>) {
+    for (planned, done) in planned.iter().zip(progress) {
+        journal.tell(&Event::Progress {
+            disk: planned.name().to_owned(),
+            done: done.load(Ordering::Relaxed),
+            total: planned.plan.read_bytes().saturating_add(planned.plan.zero_bytes()),
+        });
     }
 }
 

@@ -19,9 +19,7 @@ use self::report::Report;
 use self::stream::Stream;
 use super::commit::Unfinished;
 use super::events::{Event, Journal, Listener};
-use super::session::{
-    Contents, Finished, Interrupt, KeptFile, Session, Work, check_kept_files, read_kept_files, runtime,
-};
+use super::session::{self, Contents, Finished, Interrupt, KeptFile, Target, Work, check_kept_files, runtime};
 use crate::archive::ArchiveFormat;
 use crate::base::{Error, ErrorKind, Result};
 use crate::catalog::{GuestId, GuestKind, Store};
@@ -96,28 +94,11 @@ pub fn run(
     listener: &Listener<'_>,
 ) -> Result<Finished> {
     check_kept_files(&request.files)?;
-    let kept = read_kept_files(&request.files)?;
-    let journal = Journal::new(listener);
-    let session = Session {
-        store: &request.store,
-        guest: &request.guest,
-        kind: GuestKind::Lxc,
-        doing: "annals backup container",
-        medium,
-        interrupt,
-        journal: &journal,
-    };
-    session.run(&Container { request, journal: &journal }, kept)
-}
-
-/// The work of one run.
-struct Container<'a> {
-    request: &'a Request,
-    journal: &'a Journal<'a>,
+    session::run(request, medium, interrupt, listener)
 }
 
 /// The tree, and all that is left out of it.
-struct Source {
+pub(super) struct Source {
     tree: PathBuf,
     excludes: Vec<String>,
 }
@@ -139,27 +120,38 @@ fn open(request: &Request) -> Result<Source> {
     Ok(Source { tree, excludes })
 }
 
-impl Work for Container<'_> {
+impl Work for Request {
+    const KIND: GuestKind = GuestKind::Lxc;
+    const DOING: &'static str = "annals backup container";
     type Sources = Source;
     type Plan = (Source, ArchivePlan);
 
-    async fn open(&self) -> Result<Source> {
-        open(self.request)
+    fn target(&self) -> Target<'_> {
+        Target { store: &self.store, guest: &self.guest, files: &self.files }
     }
 
-    async fn plan(&self, _: &Store, source: Source) -> Result<Self::Plan> {
-        let plan = plan::decide(self.request.format, &source).await?;
-        self.journal.tell(&Event::ArchivePlanned(plan.clone()));
+    async fn open(&self) -> Result<Source> {
+        open(self)
+    }
+
+    async fn plan(&self, _: &Store, source: Source, journal: &Journal<'_>) -> Result<Self::Plan> {
+        let plan = plan::decide(self.format, &source).await?;
+        journal.tell(&Event::ArchivePlanned(plan.clone()));
         Ok((source, plan))
     }
 
-    async fn write(&self, (source, plan): &Self::Plan, unfinished: &Unfinished) -> Result<Contents> {
+    async fn write(
+        &self,
+        (source, plan): &Self::Plan,
+        unfinished: &Unfinished,
+        journal: &Journal<'_>,
+    ) -> Result<Contents> {
         let report = Report::new(&source.tree);
         let file = plan.file();
-        let stream = Stream { source, plan, bytes_per_second: self.request.bytes_per_second, report: &report };
-        let hashes = stream.run(unfinished.make_file(file)?, self.journal).await?;
+        let stream = Stream { source, plan, bytes_per_second: self.bytes_per_second, report: &report };
+        let hashes = stream.run(unfinished.make_file(file)?, journal).await?;
         let (entries, unreadable) = (report.entries(), report.unreadable_members());
-        self.journal.tell(&Event::ArchiveDone {
+        journal.tell(&Event::ArchiveDone {
             file: file.to_owned(),
             entries,
             unreadable,
