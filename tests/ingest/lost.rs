@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::fake_nbd::{FakeServer, Offer};
+use crate::first_backup;
 use crate::fleece::{Fleece, GRANULARITY};
 use crate::nbd_servers::Server;
 use crate::scene::{Scene, assert_same};
@@ -189,11 +190,8 @@ fn an_export_that_is_taken_away_in_the_middle_fails_the_run_and_the_next_increme
     let scene = Scene::new();
     let mut fleece = Fleece::start(&[("vda", 8 * MIB as u64)], GRANULARITY);
     fleece.guest("vda", &["write -P 0x11 0 8M".into()]);
-    fleece.begin("cp0", None, &[]);
-    let mut request = scene.request(&[&format!("vda={},bitmap=backup-vda,since=cp0", fleece.uri("vda"))]);
-    request.checkpoint = Some("cp0".into());
-    let first = scene.back_up(&request).backup;
-    fleece.end();
+    let (mut request, first) = first_backup(&scene, &mut fleece, &["vda"]);
+    let first = first.backup;
 
     fleece.guest("vda", &["write -P 0x22 0 4M".into()]);
     fleece.begin("cp1", Some("cp0"), &[]);

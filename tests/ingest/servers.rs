@@ -6,6 +6,7 @@ use annals::base::ErrorKind;
 use annals::ingest::Event;
 use serde_json::json;
 
+use crate::first_backup;
 use crate::fleece::{Fleece, GRANULARITY};
 use crate::nbd_servers::{Server, StorageDaemon};
 use crate::scene::{CLUSTER, Scene, assert_same};
@@ -97,11 +98,7 @@ fn a_bitmap_finer_or_coarser_than_a_cluster_is_widened_with_what_the_disk_holds(
         let scene = Scene::new();
         let mut fleece = Fleece::start(&[("vda", 8 * MIB as u64)], granularity);
         fleece.guest("vda", &["write -P 0x11 0 8M".into()]);
-        fleece.begin("cp0", None, &[]);
-        let mut request = scene.request(&[&format!("vda={},bitmap=backup-vda,since=cp0", fleece.uri("vda"))]);
-        request.checkpoint = Some("cp0".into());
-        scene.back_up(&request);
-        fleece.end();
+        let (request, _) = first_backup(&scene, &mut fleece, &["vda"]);
         fleece.guest("vda", &["write -P 0x22 70k 1k".into(), "write -z -u 4128k 4k".into()]);
         let mut model = vec![0x11; 8 * MIB];
         model[70 << 10..71 << 10].fill(0x22);
@@ -123,12 +120,7 @@ fn a_bitmap_that_the_server_does_not_offer_makes_that_disk_alone_a_full_one() {
     let mut fleece = Fleece::start(&[("vda", 4 * MIB as u64), ("vdb", 4 * MIB as u64)], GRANULARITY);
     fleece.guest("vda", &["write -P 0x11 0 1M".into()]);
     fleece.guest("vdb", &["write -P 0x12 0 1M".into()]);
-    fleece.begin("cp0", None, &[]);
-    let disks = ["vda", "vdb"].map(|disk| format!("{disk}={},bitmap=backup-{disk},since=cp0", fleece.uri(disk)));
-    let mut request = scene.request(&[&disks[0], &disks[1]]);
-    request.checkpoint = Some("cp0".into());
-    scene.back_up(&request);
-    fleece.end();
+    let (request, _) = first_backup(&scene, &mut fleece, &["vda", "vdb"]);
     fleece.lose_bitmap("vdb", "cp0");
     fleece.guest("vdb", &["write -P 0x13 1M 1M".into()]);
     fleece.begin("cp1", Some("cp0"), &["vdb"]);

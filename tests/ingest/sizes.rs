@@ -6,6 +6,7 @@ use annals::nbd::constants as nbd;
 use serde_json::json;
 
 use crate::fake_nbd::{ALLOCATION, CHANGED, FakeServer, Offer, SIZE, bytes_at};
+use crate::first_backup;
 use crate::fleece::{Fleece, GRANULARITY};
 use crate::nbd_servers::StorageDaemon;
 use crate::scene::{Scene, assert_same};
@@ -69,11 +70,7 @@ fn a_disk_that_has_shrunk_and_grown_again_since_its_backup_is_not_taken_for_unch
         let scene = Scene::new();
         let mut fleece = Fleece::start(&[("vda", 8 * MIB as u64)], granularity);
         fleece.guest("vda", &["write -P 0x11 0 8M".into()]);
-        fleece.begin("cp0", None, &[]);
-        let mut request = scene.request(&[&format!("vda={},bitmap=backup-vda,since=cp0", fleece.uri("vda"))]);
-        request.checkpoint = Some("cp0".into());
-        scene.back_up(&request);
-        fleece.end();
+        let (mut request, _) = first_backup(&scene, &mut fleece, &["vda"]);
 
         // QEMU's bitmaps know nothing of what was cut off and came back as zeros.
         fleece.resize("vda", cut);
