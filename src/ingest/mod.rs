@@ -1,7 +1,8 @@
 //! Layer 5: the write side. A backup of a running guest is planned (a pure value), transferred, and committed in one rename.
 //!
 //! [`plan`](mod@plan) and [`decide`] compute; [`Source`](source::Source) is where bytes come from; `transfer` moves them; `commit` makes the
-//! backup visible. `session` puts them together for whatever is backed up, [`run`](fn@run) for virtual machines. What a user types is parsed here only as far as it is about sources.
+//! backup visible. `session` puts them together for whatever is backed up: [`run`](fn@run) is for virtual machines, [`container::run`] for containers.
+//! What a user types is parsed here only as far as it is about sources.
 
 mod commit;
 pub mod container;

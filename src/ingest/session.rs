@@ -229,7 +229,7 @@ impl<W: Work> Session<'_, W> {
                 ErrorKind::Refused,
                 format!("the latest backup of guest {} is of {latest}, but it is {now} now", self.guest),
             )
-            .with_hint("the machine's clock is wrong, or was when that backup was made")
+            .with_hint("check the machine's clock: it is wrong, or was when that backup was made")
         })
     }
 

@@ -249,7 +249,6 @@ impl Source {
     }
 
     /// Plans an increment on a parent of `parent_size` bytes; what lies beyond that is read whatever its state.
-    ///
     pub async fn plan_incremental(&mut self, cluster: u64, parent: &Arc<Disk>, parent_size: u64) -> Result<Increment> {
         match self {
             Self::Nbd(source) => source.plan_incremental(cluster, parent, parent_size).await,
@@ -314,7 +313,7 @@ impl NbdSource {
             return Ok(());
         }
         let message = format!("{}: the export's size changed between two connections", self.uri);
-        Err(Error::new(ErrorKind::Changed, message))
+        Err(Error::new(ErrorKind::Changed, message).with_hint("try again when the disk is no longer being resized"))
     }
 
     async fn plan_full(&mut self, mut planner: Planner) -> Result<Plan> {
