@@ -78,7 +78,7 @@ pub enum Event {
         /// What.
         message: String,
     },
-    /// Something was left out because it could not be read. When all is done, a warning says how many there were.
+    /// Something could not be read, and is left out or fails the run. When it is done, a warning says how much was left out.
     Unreadable {
         /// What, and why.
         message: String,

@@ -154,6 +154,28 @@ fn a_read_error_within_a_file_never_becomes_zeros_in_a_backup() {
 }
 
 #[test]
+fn the_error_names_some_of_the_files_with_read_errors_and_the_log_all() {
+    if !ready() {
+        return;
+    }
+    let (scene, point) = scene();
+    let bad = ["1", "2", "3", "4", "5", "6", "7"];
+    let faulty = Faulty::mount(&point, &bad.map(|name| file(name, 300_000, Some(Fault::Read(102_400)))));
+    let e = run(&request(&scene.store(), faulty.path(), TAR), &|_| {}).unwrap_err();
+    let told = e.to_string();
+    assert!(told.contains("./5: cannot be read from byte 102400 on") && !told.contains("./6"), "{told}");
+    assert!(told.ends_with("; and 2 more"), "{told}");
+    assert!(e.hint().unwrap().ends_with("--exclude '/4' --exclude '/5'"), "{:?}", e.hint());
+    let names = crate::scene::names(&scene.store().join("101"));
+    let failed = names.iter().find(|name| name.ends_with(".failed")).unwrap();
+    let log = fs::read_to_string(scene.store().join("101").join(failed).join("backup.log")).unwrap();
+    for name in bad {
+        let line = format!("could not be read: ./{name}: cannot be read from byte 102400 on: Input/output error");
+        assert!(log.contains(&line), "{line}: {log}");
+    }
+}
+
+#[test]
 fn a_file_whose_holes_cannot_be_told_to_the_end_is_no_backup() {
     if !ready() {
         return;

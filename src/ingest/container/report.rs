@@ -268,6 +268,11 @@ impl Report {
         self.said().unreadable_members
     }
 
+    /// Files that the archive holds wrongly.
+    pub(super) fn damaged(&self) -> Lines {
+        self.said().damaged.clone()
+    }
+
     /// Whether tar, which ended like this, made an archive of all that there was.
     pub(super) fn judge(&self, status: ExitStatus) -> Result<()> {
         let mut said = self.said();

@@ -66,6 +66,8 @@ impl Stream<'_> {
         tell_lines(&self.report.notes(), journal, |message| Event::Note { message });
         tell_lines(&self.report.warnings(), journal, |message| Event::Warning { message });
         tell_lines(&self.report.unreadable(), journal, |message| Event::Unreadable { message });
+        // The run fails for these, and its error names but a few.
+        tell_lines(&self.report.damaged(), journal, |message| Event::Unreadable { message });
         if made.is_ok() {
             if let members @ 1.. = self.report.unreadable_members() {
                 let message = format!(
