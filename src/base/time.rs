@@ -12,6 +12,13 @@ pub struct Timestamp(i64);
 /// 9999-12-30T22:00:00Z, the last second that is within the year 9999 at every offset, and therefore jiff's last.
 const LAST_SECOND: i64 = 253_402_207_200;
 
+/// Nanoseconds since the epoch by the machine's clock; 0 where that is set before it.
+#[must_use]
+pub fn now_ns() -> i128 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i128::try_from(since.as_nanos()).unwrap_or(i128::MAX)
+}
+
 impl Timestamp {
     /// 1970-01-01T00:00:00Z, for what has no time of its own.
     pub const EPOCH: Self = Self(0);

@@ -45,7 +45,7 @@ offset!(HostOffset);
 macro_rules! range {
     ($name:ident, $offset:ident) => {
         /// Half-open: `start` is in it, `start + len` is not. Never reaches past 64 bits.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
         pub struct $name {
             start: $offset,
             len: u64,

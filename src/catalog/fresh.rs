@@ -1,9 +1,10 @@
 //! Values made from directories, kept until those change.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::base::Result;
+use crate::base::time::now_ns;
 use crate::storage::{DirStamp, Gate, RelPath};
 
 /// How long a value is handed out without a look at its directories.
@@ -73,9 +74,4 @@ impl<T> Fresh<T> {
         *slot = Some(State { value: value.clone(), stamps, checked });
         Ok(value)
     }
-}
-
-fn now_ns() -> i128 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i128::try_from(since.as_nanos()).unwrap_or(i128::MAX)
 }

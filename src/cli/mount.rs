@@ -117,10 +117,11 @@ impl Plan {
         std::panic::set_hook(Box::new(|panic| tracing::error!("a bug: {panic}")));
         let mount = Arc::new(Mutex::new(None));
         watch_signals(Arc::clone(&mount))?;
-        let env = DiskEnv::new(self.cache_size);
+        let derived = derived_dir();
+        let env = DiskEnv::keeping(self.cache_size, derived.clone());
         let store = Store::open(&self.store, Arc::clone(&env))?;
         fuse::check_mountpoint(&self.mountpoint, self.options.non_empty)?;
-        let archives = ArchiveEnv::new(env.block_cache().clone(), derived_dir());
+        let archives = ArchiveEnv::new(env.block_cache().clone(), derived);
         let tree = Tree::new(store, env, archives, self.options.ownership);
         let session = SessionOptions {
             mountpoint: self.mountpoint.clone(),
@@ -188,7 +189,7 @@ fn watch_signals(mount: Mount) -> Result<()> {
     thread.map(drop).map_err(|e| Error::io("cannot start a thread", e))
 }
 
-/// Where indexes of archives are kept from one mount to the next.
+/// Where indexes of archives, and what disks hold, are kept from one mount to the next.
 ///
 /// Where the usual place cannot be used, a directory of this user's own among the temporary files does for some time; without
 /// any, they are held in memory.
@@ -199,7 +200,7 @@ fn derived_dir() -> Option<Arc<DerivedDir>> {
     for path in DerivedDir::usual_path().into_iter().chain([temporary]) {
         match DerivedDir::open(&path, pool.clone()) {
             Ok(dir) => return Some(dir),
-            Err(error) => tracing::info!("indexes of archives are not kept there: {}", error.report()),
+            Err(error) => tracing::info!("nothing is kept there for the next mount: {}", error.report()),
         }
     }
     None

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
+use super::count::Books;
 use super::layer::{Layer, Node, NodeId};
 use super::map::RegionMap;
 use crate::base::Result;
 use crate::format::ImageFormat;
-use crate::storage::{BlockCache, CacheStats, FileIdentity, FileNumber};
+use crate::storage::{BlockCache, CacheStats, DerivedDir, FileIdentity, FileNumber};
 
 /// Names the map of one region of the disk that `node` and the layers below it make up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,6 +34,7 @@ pub struct DiskEnv {
     blocks: Arc<BlockCache>,
     maps: Cache<MapKey, Arc<RegionMap>, ByMemory>,
     nodes: Mutex<Nodes>,
+    books: Books,
 }
 
 #[derive(Default)]
@@ -61,6 +63,12 @@ impl DiskEnv {
     /// Caches of together `cache_size` bytes, but never less than 16 MiB.
     #[must_use]
     pub fn new(cache_size: u64) -> Arc<Self> {
+        Self::keeping(cache_size, None)
+    }
+
+    /// The same; what takes long to find out about disks is kept in `derived` for the next process.
+    #[must_use]
+    pub fn keeping(cache_size: u64, derived: Option<Arc<DerivedDir>>) -> Arc<Self> {
         let maps = (cache_size / MAPS_SHARE).max(MIN_MAPS);
         let blocks = cache_size.saturating_sub(maps).max(MIN_BLOCKS);
         let options = OptionsBuilder::new()
@@ -75,7 +83,12 @@ impl DiskEnv {
             }
             Err(_) => Cache::with_weighter(256, maps, ByMemory),
         };
-        Arc::new(Self { blocks: Arc::new(BlockCache::new(blocks)), maps, nodes: Mutex::default() })
+        Arc::new(Self {
+            blocks: Arc::new(BlockCache::new(blocks)),
+            maps,
+            nodes: Mutex::default(),
+            books: Books::new(derived),
+        })
     }
 
     /// What the cache of decoded clusters has done so far.
@@ -94,6 +107,10 @@ impl DiskEnv {
     #[must_use]
     pub fn map_bytes(&self) -> u64 {
         self.maps.weight()
+    }
+
+    pub(super) fn books(&self) -> &Books {
+        &self.books
     }
 
     pub(super) fn blocks(&self) -> &BlockCache {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::chain;
+use super::count::count;
 use super::env::{DiskEnv, MapKey};
 use super::layer::{LayerInfo, Node};
 use super::map::{Builder, LayerIndex, Piece, RegionMap, Source};
@@ -17,7 +18,7 @@ pub struct Disk {
     pub(super) env: Arc<DiskEnv>,
     pub(super) nodes: Box<[Arc<Node>]>,
     size: u64,
-    region_bits: u32,
+    pub(super) region_bits: u32,
     allocated: OnceLock<u64>,
 }
 
@@ -176,7 +177,7 @@ impl Disk {
         Ok(GuestOffset(self.size))
     }
 
-    /// How many bytes of `range` are not in holes. For the whole disk the answer is kept.
+    /// How many bytes of `range` are not in holes. What is found out for the whole disk is kept.
     pub fn allocated(&self, range: GuestRange) -> Result<u64> {
         let range = range.intersect(self.whole());
         if range == self.whole()
@@ -184,11 +185,20 @@ impl Disk {
         {
             return Ok(*known);
         }
-        let mut sum = 0;
-        self.scan(range, |piece| sum += piece.range.len())?;
+        let mut sum = match count(self, range) {
+            Some(sum) => sum,
+            None => self.mapped(range)?,
+        };
         if range == self.whole() {
             sum = *self.allocated.get_or_init(|| sum);
         }
+        Ok(sum)
+    }
+
+    /// The same by the maps alone.
+    pub(super) fn mapped(&self, range: GuestRange) -> Result<u64> {
+        let mut sum = 0;
+        self.scan(range, |piece| sum += piece.range.len())?;
         Ok(sum)
     }
 

@@ -70,6 +70,11 @@ impl Layer {
         self.file.identity()
     }
 
+    /// See [`Storage::is_settled`].
+    pub(super) fn is_settled(&self) -> bool {
+        self.file.is_settled()
+    }
+
     pub(super) fn format(&self) -> ImageFormat {
         match self.kind {
             Kind::Qcow2(_) => ImageFormat::Qcow2,

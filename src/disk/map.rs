@@ -159,6 +159,15 @@ pub(super) struct Collector {
 }
 
 impl Collector {
+    pub(super) fn new(layer: LayerIndex) -> Self {
+        Self { layer, pieces: Vec::new() }
+    }
+
+    /// What the layer holds, in order.
+    pub(super) fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
     /// The layer holds `range`; calls come in ascending order.
     pub(super) fn push(&mut self, range: GuestRange, found: Found) {
         let source = match found {
@@ -206,7 +215,7 @@ impl Builder {
         let all = GuestRange::between(GuestOffset(0), GuestOffset(size));
         let within: Vec<GuestRange> =
             self.open.iter().map(|open| open.intersect(all)).filter(|open| !open.is_empty()).collect();
-        let mut found = Collector { layer, pieces: Vec::new() };
+        let mut found = Collector::new(layer);
         if !within.is_empty() {
             visit(&within, &mut found)?;
         }
@@ -220,7 +229,7 @@ impl Builder {
 
     /// Takes all that is still open from the map of the chain that starts at `layer`.
     pub(super) fn take_rest(&mut self, layer: LayerIndex, rest: &RegionMap) {
-        let mut found = Collector { layer, pieces: Vec::new() };
+        let mut found = Collector::new(layer);
         for open in &self.open {
             for piece in rest.pieces(*open) {
                 found.add(piece.below(layer.0));

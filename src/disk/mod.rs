@@ -2,12 +2,13 @@
 //!
 //! Finding and moving are separate. *Finding*: a [`Layer`](layer::Layer) says what its image holds of a range, the
 //! [`map`] of a region lays all layers over each other in one pass, and [`Disk`] keeps such maps and answers every
-//! question about extents from them. *Moving*: [`reader`] turns extents into bytes. A read looks up one map, whatever the
+//! question about extents from them; [`count`] remembers between runs how much is data. *Moving*: [`reader`] turns extents into bytes. A read looks up one map, whatever the
 //! chain's depth.
 
 mod ahead;
 mod chain;
 mod check;
+mod count;
 mod decompress;
 mod env;
 mod flat;

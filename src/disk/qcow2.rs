@@ -13,8 +13,8 @@ use crate::storage::Storage;
 
 /// Enough for nearly every header.
 const FIRST_READ: usize = 4096;
-/// L1 entries that are read at once when looking for the next table.
-const L1_CHUNK: u64 = 4096;
+/// L1 entries that are read at once when looking for the next table: so few at first, for that is often near, and so many at last.
+const L1_CHUNKS: (u64, u64) = (64, 4096);
 /// Most of an L1 table that is asked for ahead when the image is opened.
 const L1_AHEAD: u64 = 64 << 10;
 
@@ -240,10 +240,17 @@ impl Qcow2 {
 }
 
 /// Some consecutive entries of the L1 table, read in one go.
-#[derive(Default)]
 struct L1Window {
     first: u64,
     bytes: Vec<u8>,
+    /// Most entries that are read the next time.
+    chunk: u64,
+}
+
+impl Default for L1Window {
+    fn default() -> Self {
+        Self { first: 0, bytes: Vec::new(), chunk: L1_CHUNKS.0 }
+    }
 }
 
 impl L1Window {
@@ -262,7 +269,8 @@ impl L1Window {
         if index < self.first || index >= self.first + held {
             let wanted = last.min(u64::from(image.header.l1_entries) - 1).saturating_sub(index) + 1;
             self.first = index;
-            self.bytes.resize(to_usize(wanted.min(L1_CHUNK) * L1_ENTRY_BYTES), 0);
+            self.bytes.resize(to_usize(wanted.min(self.chunk) * L1_ENTRY_BYTES), 0);
+            self.chunk = (self.chunk * 2).min(L1_CHUNKS.1);
             file.read_exact_at(&mut self.bytes, image.header.l1_offset.saturating_add(index * L1_ENTRY_BYTES))?;
         }
         let entry = entry_at(&self.bytes, to_usize((index - self.first) * L1_ENTRY_BYTES));

@@ -68,6 +68,17 @@ impl DerivedDir {
     ///
     /// Files that have not been written for longest go when the limit is passed.
     pub fn write(&self, name: &str, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<StoreFile> {
+        self.write_within(name, self.limit, fill)
+    }
+
+    /// As [`write`](Self::write), for files of a kind that can be spared: those whose names begin alike up to the first `-` go
+    /// as soon as together they take more than `limit` bytes, before any other.
+    pub fn write_within(
+        &self,
+        name: &str,
+        limit: u64,
+        fill: impl FnOnce(&mut dyn Write) -> Result<()>,
+    ) -> Result<StoreFile> {
         let path = file_name(name)?;
         let failed = |what: &str, e: std::io::Error| Error::io(format!("cannot {what} '{name}' in the cache"), e);
         let target = self.path.join(path.as_str());
@@ -89,16 +100,19 @@ impl DerivedDir {
             let _ = std::fs::remove_file(&partial);
             return Err(e);
         }
-        self.make_room(&target);
+        let kind = name.split_inclusive('-').next().unwrap_or(name);
+        self.make_room(&target, |other| other.starts_with(kind), limit);
+        self.make_room(&target, |_| true, self.limit);
         self.gate.open_file(&path)
     }
 
-    /// Removes the oldest files until the rest is within the limit; `keep` stays. What cannot be removed stays as well.
-    fn make_room(&self, keep: &Path) {
+    /// Removes the oldest of the files that are `meant` until the rest of them is within `limit`; `keep` stays. What cannot be
+    /// removed stays as well.
+    fn make_room(&self, keep: &Path, meant: impl Fn(&str) -> bool, limit: u64) {
         let Ok(entries) = std::fs::read_dir(&self.path) else { return };
         let mut files = Vec::new();
         for entry in entries.flatten() {
-            let ours = entry.file_name().to_str().is_some_and(|name| name.ends_with(SUFFIX));
+            let ours = entry.file_name().to_str().is_some_and(|name| name.ends_with(SUFFIX) && meant(name));
             if let Ok(meta) = entry.metadata()
                 && ours
                 && meta.is_file()
@@ -110,7 +124,7 @@ impl DerivedDir {
         files.sort_unstable();
         let mut total: u64 = files.iter().fold(0, |sum, (_, len, _)| sum.saturating_add(*len));
         for (_, len, path) in files {
-            if total <= self.limit {
+            if total <= limit {
                 break;
             }
             if path != keep && std::fs::remove_file(&path).is_ok() {

@@ -72,8 +72,8 @@ impl DirStamp {
     /// because the file system's clock ticks too slowly. `now_ns` is the time when it was taken.
     #[must_use]
     pub fn is_racy(&self, now_ns: i128) -> bool {
-        const SLOWEST_TICK_NS: i128 = 2_000_000_000;
-        self.ctime_ns.max(self.identity.mtime_ns) + SLOWEST_TICK_NS >= now_ns
+        let changed = FileIdentity { mtime_ns: self.ctime_ns.max(self.identity.mtime_ns), ..self.identity };
+        !changed.is_settled(now_ns)
     }
 }
 

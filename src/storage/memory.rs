@@ -60,6 +60,10 @@ impl Storage for MemoryFile {
     fn identity(&self) -> FileIdentity {
         FileIdentity { device: 0, inode: self.inode, size: self.size(), mtime_ns: 0 }
     }
+
+    fn is_settled(&self) -> bool {
+        true
+    }
 }
 
 /// A guest's directory in memory, with the same rules for names as the real gate.

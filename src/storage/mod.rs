@@ -23,6 +23,9 @@ pub use pool::{FilePool, StoreFile};
 
 use crate::base::{Error, ErrorKind, HostOffset, Result, Timestamp};
 
+/// File systems note times no coarser than this; a change within one tick may leave a time as it is.
+const SLOWEST_TICK_NS: i128 = 2_000_000_000;
+
 /// What tells one file, and one state of it, from another: if any of it differs, cached facts do not apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileIdentity {
@@ -41,6 +44,12 @@ impl FileIdentity {
     #[must_use]
     pub fn modified(&self) -> Timestamp {
         Timestamp::nearest(self.mtime_ns.div_euclid(1_000_000_000))
+    }
+
+    /// Whether a change of the content made after `now_ns`, when this was taken, certainly shows in it.
+    #[must_use]
+    pub fn is_settled(&self, now_ns: i128) -> bool {
+        self.mtime_ns.saturating_add(SLOWEST_TICK_NS) < now_ns
     }
 }
 
@@ -63,6 +72,11 @@ pub trait Storage: Send + Sync {
 
     /// Which file this is, as it was when opened.
     fn identity(&self) -> FileIdentity;
+
+    /// Whether a later content of the file certainly has another identity, so that what is found out now may be kept under this one.
+    fn is_settled(&self) -> bool {
+        false
+    }
 
     /// Reads all of `buf` from byte `at`; an end of file before that is an error of kind `Changed`,
     /// because callers ask only for what lies within [`size`](Self::size).

@@ -14,6 +14,7 @@ use rustix::fs::{Advice, SeekFrom};
 use rustix::io::Errno;
 
 use super::{FileIdentity, Gate, RelPath, Storage};
+use crate::base::time::now_ns;
 use crate::base::{Error, ErrorKind, HostOffset, Result};
 
 /// How many descriptors of store files may be open at once.
@@ -92,6 +93,8 @@ struct Inner {
     gate: Gate,
     path: RelPath,
     identity: FileIdentity,
+    /// Whether the identity, when it was taken, was that of an older content than of the last few moments.
+    settled: bool,
     fd: ArcSwapOption<OwnedFd>,
     /// Read through since the clock last came by.
     used: AtomicBool,
@@ -99,9 +102,16 @@ struct Inner {
 
 impl StoreFile {
     pub(super) fn open(gate: Gate, path: RelPath) -> Result<Self> {
+        let now = now_ns();
         let (fd, identity) = gate.open_regular(&path)?;
-        let inner =
-            Arc::new(Inner { gate, path, identity, fd: ArcSwapOption::from_pointee(fd), used: AtomicBool::new(true) });
+        let inner = Arc::new(Inner {
+            gate,
+            path,
+            identity,
+            settled: identity.is_settled(now),
+            fd: ArcSwapOption::from_pointee(fd),
+            used: AtomicBool::new(true),
+        });
         inner.gate.pool().admit(&inner);
         Ok(Self(inner))
     }
@@ -184,6 +194,10 @@ impl Storage for StoreFile {
 
     fn identity(&self) -> FileIdentity {
         self.0.identity
+    }
+
+    fn is_settled(&self) -> bool {
+        self.0.settled
     }
 }
 
