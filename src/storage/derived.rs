@@ -196,6 +196,21 @@ mod tests {
     }
 
     #[test]
+    fn files_of_a_kind_that_can_be_spared_make_room_before_any_other() {
+        let (_keep, dir) = dir(LIMIT);
+        put(&dir, "dear-1", &[0; 10]);
+        for n in 1..=4 {
+            let name = format!("cheap-{n}");
+            dir.write_within(&name, 25, |to| to.write_all(&[0; 10]).map_err(|e| Error::io("write", e))).unwrap();
+            let file = std::fs::File::options().write(true).open(dir.path.join(format!("{name}{SUFFIX}"))).unwrap();
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(60 - n)).unwrap();
+        }
+        let names = ["dear-1", "cheap-1", "cheap-2", "cheap-3", "cheap-4"];
+        let left: Vec<bool> = names.iter().map(|n| dir.read(n).unwrap().is_some()).collect();
+        assert_eq!(left, [true, false, false, true, true]);
+    }
+
+    #[test]
     fn a_directory_that_others_can_write_to_is_refused() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();

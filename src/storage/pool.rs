@@ -254,6 +254,22 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_written_moments_ago_is_not_settled_and_an_older_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_pool, files) = files(dir.path(), 1, 8);
+        assert!(!files[0].is_settled());
+        let file = std::fs::File::options().write(true).open(dir.path().join("f0")).unwrap();
+        let aged = |seconds| {
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(seconds)).unwrap();
+            Gate::open(dir.path(), FilePool::new(1)).unwrap().open_file(&RelPath::new("f0").unwrap()).unwrap()
+        };
+        assert!(aged(3).is_settled());
+        assert!(!aged(1).is_settled());
+        // What was opened while it was young stays so: it may have changed since.
+        assert!(!files[0].is_settled());
+    }
+
+    #[test]
     fn a_file_removed_while_it_is_open_stays_readable() {
         let dir = tempfile::tempdir().unwrap();
         let (_pool, files) = files(dir.path(), 3, 8);

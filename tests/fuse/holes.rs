@@ -1,8 +1,9 @@
 //! Holes: what the images do not hold, to `lseek`, to `stat`, and to the tools that copy around them.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use crate::support::mounts::{Mounted, Store, can_mount, promise, qemu_data, seek_data, succeed, write};
 use crate::support::tools::{command, have, run};
@@ -62,6 +63,68 @@ fn seek_answers_at_every_kind_of_place() {
     let text = File::open(mounted.path("100/latest/guest.conf")).unwrap();
     assert_eq!(rustix::fs::seek(&text, Data(2)), Ok(2));
     assert_eq!(rustix::fs::seek(&text, Hole(2)), Ok(5));
+}
+
+/// Makes an image seem last changed so many seconds ago.
+fn age(image: &Path, seconds: u64) {
+    let file = File::options().write(true).open(image).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 - seconds)).unwrap();
+}
+
+/// Takes all of an image's tables away: it stays what it was for whoever does not look into them.
+fn forget_tables(image: &Path) {
+    let file = File::options().read(true).write(true).open(image).unwrap();
+    let mut header = [0; 48];
+    file.read_exact_at(&mut header, 0).unwrap();
+    let entries = u32::from_be_bytes(header[36..40].try_into().unwrap());
+    let at = u64::from_be_bytes(header[40..48].try_into().unwrap());
+    file.write_all_at(&vec![0; entries as usize * 8], at).unwrap();
+}
+
+#[test]
+fn what_was_counted_is_kept_for_the_next_mount_and_the_next_backup() {
+    promise(
+        "What counting has found is kept: the next mount reads no table for it, and a new backup costs a look at the tables of its own images.",
+    );
+    if !can_mount() {
+        return;
+    }
+    const KIB: u64 = 1 << 10;
+    let store = Store::new();
+    let images: Vec<_> = TIMES.iter().map(|time| store.backup("100", time).join("disk.qcow2")).collect();
+    let make = |n: usize, writes: &[crate::support::mounts::Write]| {
+        let mut create = command("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2"]);
+        if n > 0 {
+            create.args(["-F", "qcow2", "-b", &format!("../qemu-{}/disk.qcow2", TIMES[n - 1])]);
+        }
+        succeed(create.arg(&images[n]).arg("8M"));
+        write(&images[n], writes);
+        age(&images[n], 60);
+    };
+    let blocks = |time: &str| {
+        let mounted = Mounted::new(&store.path());
+        fs::metadata(mounted.path("100").join(time).join("disk.raw")).unwrap().blocks() / 2
+    };
+    make(0, &[(0, 64 * KIB, Some(1)), (1024 * KIB, 256 * KIB, Some(1))]);
+    make(1, &[(1024 * KIB, 64 * KIB, Some(2)), (2048 * KIB, 64 * KIB, Some(2))]);
+    fs::remove_dir(images[2].parent().unwrap()).unwrap();
+    assert_eq!(blocks(TIMES[1]), 384);
+
+    for image in &images[..2] {
+        forget_tables(image);
+        age(image, 60);
+    }
+    assert_eq!((blocks(TIMES[1]), blocks(TIMES[0])), (384, 320), "tables were read again");
+    fs::create_dir(images[2].parent().unwrap()).unwrap();
+    make(2, &[(0, 64 * KIB, Some(3)), (4096 * KIB, 128 * KIB, Some(3)), (2048 * KIB, 64 * KIB, None)]);
+    assert_eq!(blocks(TIMES[2]), 448, "the tables of older backups were read again");
+
+    // Changed, as far as anybody can see; only the newest has its tables.
+    age(&images[1], 30);
+    assert_eq!((blocks(TIMES[2]), blocks(TIMES[1]), blocks(TIMES[0])), (448, 320, 320));
+    age(&images[0], 30);
+    assert_eq!((blocks(TIMES[2]), blocks(TIMES[1]), blocks(TIMES[0])), (192, 0, 0));
 }
 
 /// Asks a mount for the blocks of the disk.

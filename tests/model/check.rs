@@ -2,7 +2,7 @@
 
 use annals::base::{GuestOffset, GuestRange};
 use annals::disk::{Disk, DiskEnv, Source, check_layer};
-use annals::storage::{FilePool, Gate, RelPath};
+use annals::storage::{DerivedDir, FilePool, Gate, RelPath};
 
 use crate::support::chains::{Chain, Layer};
 use crate::support::random::Random;
@@ -10,6 +10,7 @@ use crate::support::random::Random;
 /// Checks every layer's view of the chain; `seed` chooses where to read.
 pub(crate) fn chain(chain: &Chain, seed: u64) {
     let mut random = Random::new(seed);
+    age(chain);
     // Few descriptors, so that they are closed and opened anew all the time.
     let gate = Gate::open(&chain.guest, FilePool::new(4)).unwrap();
     let env = DiskEnv::new(random.pick(&[0, 64 << 20]));
@@ -30,13 +31,57 @@ pub(crate) fn chain(chain: &Chain, seed: u64) {
         assert_eq!(paths, below, "{}", at("chain"));
 
         reads(&disk, layer, &mut random, &at("reads"));
-        holes(&disk, layer, &chain.mapped(layer), &mut random, &at("holes"));
+        let mapped = chain.mapped(layer);
+        holes(&disk, layer, &mapped, &mut random, &at("holes"));
 
         let faults = disk.faults().unwrap();
         assert!(faults.is_empty(), "{}: {faults:?}", at("faults"));
         let check = check_layer(&gate, &path, layer.format).unwrap();
         assert!(check.problems.is_empty(), "{}: {:?}", at("check"), check.problems);
-        kept.push(disk);
+        kept.push((layer, mapped, disk));
+    }
+    let mapped: Vec<_> = kept.into_iter().map(|(layer, mapped, _)| (layer, mapped)).collect();
+    counts(&mapped, &gate, &mut random);
+}
+
+/// Makes the images older than moments: of a younger one nothing is kept.
+fn age(chain: &Chain) {
+    let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    for layer in &chain.layers {
+        let file = std::fs::File::options().write(true).open(chain.guest.join(&layer.path)).unwrap();
+        file.set_modified(hour_ago).unwrap();
+    }
+}
+
+/// What is allocated, counted in any order, by a process that found nothing kept, something, and something damaged.
+fn counts(mapped: &[(&Layer, Vec<(u64, u64)>)], gate: &Gate, random: &mut Random) {
+    let dir = tempfile::tempdir().unwrap();
+    for state in ["nothing", "something", "something damaged", "something mended"] {
+        let env = DiskEnv::keeping(0, Some(DerivedDir::open(dir.path(), FilePool::new(2)).unwrap()));
+        for _ in 0..mapped.len().min(3) {
+            let (layer, mapped) = &mapped[random.below(mapped.len() as u64) as usize];
+            let disk = Disk::open(gate, &RelPath::new(&layer.path).unwrap(), layer.format, &env).unwrap();
+            let size = layer.content.len() as u64;
+            let (a, b) = (random.below(size + 1), random.below(size + 1));
+            for (from, to) in [(0, u64::MAX), (0, size / 2), (a.min(b), a.max(b))] {
+                let expected: u64 =
+                    mapped.iter().map(|(start, end)| to.min(*end).saturating_sub(from.max(*start))).sum();
+                let counted = disk.allocated(GuestRange::between(GuestOffset(from), GuestOffset(to))).unwrap();
+                assert_eq!(counted, expected, "layer {}, {from:#x} to {to:#x}, with {state} kept", layer.path);
+            }
+        }
+        let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 1, "one chain, one file");
+        if state == "something" {
+            let mut bytes = std::fs::read(&files[0]).unwrap();
+            let at = random.below(bytes.len() as u64) as usize;
+            if random.one_in(2) {
+                bytes.truncate(at)
+            } else {
+                bytes[at] ^= 4
+            }
+            std::fs::write(&files[0], bytes).unwrap();
+        }
     }
 }
 

@@ -11,6 +11,10 @@ pub(super) struct Window {
     range: GuestRange,
     unit_bits: u32,
     words: Vec<u64>,
+    /// How many bits are set.
+    ones: u64,
+    /// The words that may have changed since [`Window::copy_to`].
+    changed: Range<usize>,
 }
 
 const WORD: u64 = u64::BITS as u64;
@@ -22,13 +26,16 @@ impl Window {
         self.unit_bits = unit_bits;
         self.words.clear();
         self.words.resize(to_usize((range.len() >> unit_bits).div_ceil(WORD)), 0);
+        self.ones = 0;
+        self.changed = 0..0;
     }
 
-    /// Makes it what `other` is.
-    pub(super) fn copy_from(&mut self, other: &Self) {
-        self.range = other.range;
-        self.unit_bits = other.unit_bits;
-        self.words.clone_from(&other.words);
+    /// Makes of `copy`, which is on the same range and was made so before or is as it was reset, what this is.
+    pub(super) fn copy_to(&mut self, copy: &mut Self) {
+        let words = std::mem::take(&mut self.changed);
+        if let (Some(to), Some(from)) = (copy.words.get_mut(words.clone()), self.words.get(words)) {
+            to.copy_from_slice(from);
+        }
     }
 
     pub(super) fn range(&self) -> GuestRange {
@@ -61,9 +68,16 @@ impl Window {
             let count = (WORD - first).min(units.end - at);
             let mask = (u64::MAX >> (WORD - count)) << first;
             if let Some(word) = self.words.get_mut(to_usize(at / WORD)) {
+                let ones = u64::from(word.count_ones());
                 change(word, mask);
+                self.ones = self.ones + u64::from(word.count_ones()) - ones;
             }
             at += count;
+        }
+        if !units.is_empty() {
+            let words = to_usize(units.start / WORD)..to_usize(units.end.div_ceil(WORD));
+            let all = &mut self.changed;
+            *all = if all.start >= all.end { words } else { all.start.min(words.start)..all.end.max(words.end) };
         }
         Ok(())
     }
@@ -80,7 +94,7 @@ impl Window {
 
     /// Bytes of data.
     pub(super) fn data(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>() << self.unit_bits
+        self.ones << self.unit_bits
     }
 
     /// Whether the byte at `at` is data.
@@ -91,38 +105,37 @@ impl Window {
 
     /// The stretches of data, in order, none touching the next.
     pub(super) fn stretches(&self) -> impl Iterator<Item = GuestRange> + '_ {
-        self.runs(|at| self.words.get(at).copied())
+        self.runs(0..self.words.len(), |at| self.words.get(at).copied())
     }
 
-    /// The stretches in which it differs from `other`, a window on the same range.
-    pub(super) fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = GuestRange> + 'a {
-        self.runs(|at| Some(self.words.get(at)? ^ other.words.get(at)?))
+    /// The stretches in which it differs from `copy`: see [`copy_to`](Self::copy_to).
+    pub(super) fn differences<'a>(&'a self, copy: &'a Self) -> impl Iterator<Item = GuestRange> + 'a {
+        self.runs(self.changed.clone(), |at| Some(self.words.get(at)? ^ copy.words.get(at)?))
     }
 
-    /// The runs of ones in the words that `word` gives, as ranges of the disk.
-    fn runs(&self, word: impl Fn(usize) -> Option<u64>) -> impl Iterator<Item = GuestRange> {
+    /// The runs of ones in those words that `word` gives, as ranges of the disk.
+    fn runs(&self, words: Range<usize>, word: impl Fn(usize) -> Option<u64>) -> impl Iterator<Item = GuestRange> {
         let (base, bits) = (self.range.start(), self.unit_bits);
-        let mut at = 0;
+        let end_of_words = words.end as u64 * WORD;
+        let mut at = words.start as u64 * WORD;
         std::iter::from_fn(move || {
-            let start = first_one(at, &word)?;
-            let end = first_one(start, |at| word(at).map(|word| !word)).unwrap_or(u64::MAX >> bits);
+            let start = first_one(at..end_of_words, &word)?;
+            let end = first_one(start..end_of_words, |at| word(at).map(|word| !word)).unwrap_or(end_of_words);
             at = end;
             Some(GuestRange::between(base.saturating_add(start << bits), base.saturating_add(end << bits)))
-        })
-        .map({
-            let range = self.range;
-            move |run| run.intersect(range)
         })
     }
 }
 
-/// The first bit at or after `from` that is set in the words that `word` gives.
-fn first_one(from: u64, word: impl Fn(usize) -> Option<u64>) -> Option<u64> {
-    let mut at = to_usize(from / WORD);
-    let mut bits = word(at)? & (u64::MAX << (from % WORD));
-    while bits == 0 {
-        at += 1;
-        bits = word(at)?;
+/// The first bit of `range`, which ends with a word, that is set in the words that `word` gives.
+fn first_one(range: Range<u64>, word: impl Fn(usize) -> Option<u64>) -> Option<u64> {
+    let mut mask = u64::MAX << (range.start % WORD);
+    for at in range.start / WORD..range.end / WORD {
+        let bits = word(to_usize(at))? & mask;
+        if bits != 0 {
+            return Some(at * WORD + u64::from(bits.trailing_zeros()));
+        }
+        mask = u64::MAX;
     }
-    Some(at as u64 * WORD + u64::from(bits.trailing_zeros()))
+    None
 }

@@ -192,7 +192,11 @@ pub(super) fn count(disk: &Disk, range: GuestRange) -> Option<u64> {
     let books = disk.env.books();
     let shared = books.of(&image);
     let mut held = lock(&shared);
+    let is_new = held.is_none();
     let book = held.get_or_insert_with(|| books.read(&image, lowest));
+    if is_new {
+        books.weigh(&image, book);
+    }
     let whole = GuestRange::between(GuestOffset(0), GuestOffset(disk.size()));
     if let Some(level) = book.level(id) {
         if range == whole {

@@ -304,7 +304,9 @@ proptest! {
 
         // Whatever was counted once, the next process counts by no table.
         let counting = keeping(dir.path());
-        (0..images.len()).for_each(|at| drop(store.open(&images, at, &counting).allocated(range(0, u64::MAX)).unwrap()));
+        for at in 0..images.len() {
+            store.open(&images, at, &counting).allocated(range(0, u64::MAX)).unwrap();
+        }
         let env = keeping(dir.path());
         for at in 0..images.len() {
             let disk = store.open(&images, at, &env);
@@ -392,6 +394,19 @@ fn an_image_that_may_still_change_unnoticed_is_not_remembered_and_what_lies_bene
     assert_eq!((reads(0), reads(1)), (0, 0));
     // Those above it depend on it.
     assert!(reads(2) > 0 && reads(3) > 0);
+}
+
+#[test]
+fn counts_in_memory_are_bounded_whatever_is_asked_for() {
+    let raw = || Image { kind: Kind::Raw(0), size: 1, entries: Vec::new() };
+    let images: Vec<_> = (0..2500).map(|_| raw()).collect();
+    let store = Store::new(&images);
+    let env = DiskEnv::new(0);
+    for at in 0..images.len() {
+        assert_eq!(store.open(&images, at, &env).allocated(range(0, 512)).unwrap(), 512);
+    }
+    let kept = lock(&env.books().recent).len();
+    assert!(kept > 1000 && kept <= MEMORY / 4096, "{kept} books are kept");
 }
 
 #[test]

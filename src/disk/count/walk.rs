@@ -87,9 +87,15 @@ pub(super) fn walk(plan: &Plan<'_>) -> Result<Counted> {
     Ok(Counted { totals, differences, data: top.map(SpanWriter::finish) })
 }
 
-/// Asks the kernel for the tables of `range` and of as much again behind it, from `asked` on. Returns up to where.
+/// Asks the kernel for the tables of `range` and of some windows behind it, from `asked` on. Returns up to where.
 fn ask_ahead(tallies: &[Tally<'_>], range: GuestRange, asked: GuestOffset) -> GuestOffset {
-    let until = range.end().saturating_add(range.len());
+    /// Bytes of tables that shall be on their way.
+    const AHEAD: u64 = 16 << 20;
+    /// Enough for the medium to be busy.
+    const MOST_WINDOWS: u64 = 16;
+    let table_bytes: u64 = tallies.iter().map(|tally| 1 << tally.level.layer.granularity().1).sum();
+    let windows = (AHEAD / table_bytes.max(1)).clamp(1, MOST_WINDOWS);
+    let until = range.end().saturating_add(range.len().saturating_mul(windows));
     let wanted = GuestRange::between(asked.max(range.start()), until);
     if tallies.len() > 1 && !wanted.is_empty() {
         let here = tallies.iter().filter(|tally| tally.next.is_some_and(|next| next < until));
@@ -104,30 +110,15 @@ struct Pane {
     window: Window,
     /// As it was at the last level that is remembered.
     noted: Window,
-    /// Whether anything was changed since then.
-    is_changed: bool,
-    /// The bytes of data, as long as these are known.
-    data: Option<u64>,
 }
 
 impl Pane {
     fn begin(&mut self, range: GuestRange, unit_bits: u32, below: &mut State<'_>) -> Result<()> {
         self.window.reset(range, unit_bits);
+        self.noted.reset(range, unit_bits);
         below.flip(&mut self.window)?;
-        self.noted.copy_from(&self.window);
-        self.is_changed = false;
-        self.data = None;
+        self.window.copy_to(&mut self.noted);
         Ok(())
-    }
-
-    fn set(&mut self, range: GuestRange, data: bool) -> Result<()> {
-        self.is_changed = true;
-        self.data = None;
-        self.window.set(range, data)
-    }
-
-    fn data(&mut self) -> u64 {
-        *self.data.get_or_insert_with(|| self.window.data())
     }
 }
 
@@ -154,28 +145,27 @@ impl<'a> Tally<'a> {
     fn lay_over(&mut self, pane: &mut Pane, keeps_differences: bool) -> Result<()> {
         let range = pane.window.range();
         if self.end < range.end() {
-            pane.set(GuestRange::between(self.end.max(range.start()), range.end()), false)?;
+            pane.window.set(GuestRange::between(self.end.max(range.start()), range.end()), false)?;
         }
         let own = GuestRange::between(range.start(), range.end().min(self.end));
         if self.next.is_some_and(|next| next < own.end()) && !own.is_empty() {
             let mut found = Collector::new(LayerIndex(0));
             self.level.layer.visit(&[own], &mut found)?;
             for piece in found.pieces() {
-                pane.set(piece.range, piece.source != Source::Zero)?;
+                pane.window.set(piece.range, piece.source != Source::Zero)?;
             }
         }
-        self.total = self.total.saturating_add(pane.data());
+        self.total = self.total.saturating_add(pane.window.data());
         let size = GuestOffset(self.level.layer.size());
         if size < self.end && (range.start()..range.end()).contains(&size) && pane.window.is_data(size) {
             // Of its last sector it shows, as the head of a chain, only what there is.
             self.total = self.total.saturating_sub(self.end.0 - size.0);
         }
-        if self.level.remembered && pane.is_changed {
+        if self.level.remembered {
             if keeps_differences {
                 pane.window.differences(&pane.noted).for_each(|range| self.differences.push(range));
             }
-            pane.noted.copy_from(&pane.window);
-            pane.is_changed = false;
+            pane.window.copy_to(&mut pane.noted);
         }
         Ok(())
     }
