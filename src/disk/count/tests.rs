@@ -13,7 +13,7 @@ use crate::disk::DiskEnv;
 use crate::storage::memory::{MemoryFile, MemoryGate};
 use crate::storage::{FilePool, LayerSource, RelPath};
 
-/// One image. A qcow2 one has clusters of 512 bytes, or of 16 KiB with subclusters.
+/// One image. A qcow2 one has clusters of 512 bytes, of 4 KiB, or of 16 KiB with subclusters.
 #[derive(Debug, Clone)]
 struct Image {
     kind: Kind,
@@ -25,6 +25,7 @@ struct Image {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Qcow2,
+    Large,
     Subclusters,
     Raw(u64),
 }
@@ -59,6 +60,7 @@ impl Image {
             // A file in memory has no holes.
             Kind::Raw(_) => return vec![7; self.bytes_of_disk() as usize],
             Kind::Qcow2 => (9, 8),
+            Kind::Large => (12, 8),
             Kind::Subclusters => (14, 16),
         };
         let cluster: usize = 1 << bits;
@@ -252,7 +254,7 @@ fn entries() -> impl Strategy<Value = Entry> {
 }
 
 fn image() -> impl Strategy<Value = Image> {
-    let kind = prop_oneof![2 => Just(Kind::Qcow2), 1 => Just(Kind::Subclusters)];
+    let kind = prop_oneof![1 => Just(Kind::Qcow2), 2 => Just(Kind::Large), 1 => Just(Kind::Subclusters)];
     let size = prop_oneof![3 => Just(20_000_u64), 1 => Just(16_384), 1 => 0_u64..20_000, 1 => 8_100_u64..8_300];
     let entry = ((0_u8..5, any::<u8>()).prop_map(|(a, b)| Place(a, b)), entries());
     (kind, size, prop::collection::vec(entry, 0..60)).prop_map(|(kind, size, entries)| Image { kind, size, entries })
@@ -302,6 +304,7 @@ proptest! {
         ask(&store, &images, &keeping(dir.path()), "cold")?;
         ask(&store, &images, &keeping(dir.path()), "kept")?;
 
+        let top = images.len() - 1;
         // Whatever was counted once, the next process counts by no table.
         let counting = keeping(dir.path());
         for at in 0..images.len() {
@@ -314,6 +317,20 @@ proptest! {
             let before = store.all_reads();
             prop_assert_eq!(disk.allocated(whole(&disk)).unwrap(), expected);
             prop_assert_eq!(store.all_reads(), before, "level {} was counted anew", at);
+        }
+
+        // Where there is no room for what the levels changed, the data of the last one stands for all of it.
+        let disk = store.open(&images, top, &DiskEnv::new(0));
+        let chain = Chain::of(&disk.nodes);
+        let levels = (0..=top).map(|at| Planned { layer: chain.levels[at], remembered: chain.remembered(at) }).collect();
+        let plan = Plan { levels, below: Vec::new(), unit_bits: chain.unit_bits(), window_bits: disk.region_bits };
+        let counted = walk(&plan).unwrap();
+        for part in [whole(&disk), range(0, 4 * MIB), range(4 * MIB - 100, 9 * MIB)] {
+            let expected = disk.mapped(part.intersect(whole(&disk))).unwrap();
+            let part = part.intersect(whole(&disk));
+            prop_assert_eq!(data_in(&[counted.data.as_ref().unwrap()], part).unwrap(), expected);
+            let differences: Vec<&Spans> = counted.differences.iter().flatten().collect();
+            prop_assert_eq!(data_in(&differences, part).unwrap(), expected);
         }
 
         for file in kept_files(dir.path()) {
@@ -330,7 +347,7 @@ proptest! {
         ask(&store, &images, &keeping(dir.path()), "damaged")?;
         ask(&store, &images, &keeping(dir.path()), "mended")?;
 
-        let (at, top) = (replaced.index(images.len()), images.len() - 1);
+        let at = replaced.index(images.len());
         images[at] = Image { kind: if at > 0 { by.kind } else { images[0].kind }, ..by };
         // What lies above names its format, which may be another one now.
         store.put(&images, at);
@@ -394,6 +411,21 @@ fn an_image_that_may_still_change_unnoticed_is_not_remembered_and_what_lies_bene
     assert_eq!((reads(0), reads(1)), (0, 0));
     // Those above it depend on it.
     assert!(reads(2) > 0 && reads(3) > 0);
+}
+
+#[test]
+fn a_file_that_was_kept_of_another_chain_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, other) = ([data(&[1, 2])], [data(&[1])]);
+    let (ones, others) = (Store::new(&one), Store::new(&other));
+    ones.open(&one, 0, &keeping(dir.path())).allocated(range(0, u64::MAX)).unwrap();
+    let kept = kept_files(dir.path()).remove(0);
+    let disk = others.open(&other, 0, &keeping(dir.path()));
+    let name = Books::name(&disk.nodes[0].layer.identity());
+    std::fs::rename(&kept, dir.path().join(format!("{name}.annals-cache"))).unwrap();
+    assert_eq!(disk.allocated(whole(&disk)).unwrap(), 512);
+    let book = Book::parse(&std::fs::read(kept_files(dir.path()).remove(0)).unwrap()).unwrap();
+    assert!(book.size() < 160, "what the other chain left is still in it");
 }
 
 #[test]

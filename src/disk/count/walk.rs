@@ -58,10 +58,12 @@ pub(super) fn walk(plan: &Plan<'_>) -> Result<Counted> {
     let mut top = Some(SpanWriter::new(plan.unit_bits));
     let mut keeps_differences = true;
     let mut pane = Pane::default();
-    let mut asked = GuestOffset(0);
+    let (mut asked, mut done) = (GuestOffset(0), GuestOffset(0));
     loop {
         let occupied = tallies.iter().filter_map(|tally| tally.next).min();
-        let Some(next) = occupied.into_iter().chain(below.next()).min().filter(|next| *next < end) else { break };
+        // Progress whatever the file system answers of a raw file.
+        let next = occupied.into_iter().chain(below.next()).min().map(|next| next.max(done));
+        let Some(next) = next.filter(|next| *next < end) else { break };
         let start = GuestOffset(next.0 >> plan.window_bits << plan.window_bits);
         let range = GuestRange::between(start, start.saturating_add(1 << plan.window_bits).min(end));
         asked = ask_ahead(&tallies, range, asked);
@@ -77,8 +79,9 @@ pub(super) fn walk(plan: &Plan<'_>) -> Result<Counted> {
             keeps_differences = false;
             tallies.iter_mut().for_each(|tally| tally.differences = SpanWriter::new(plan.unit_bits));
         }
+        done = range.end();
         for tally in &mut tallies {
-            tally.advance(range.end())?;
+            tally.advance(done)?;
         }
     }
     let totals = tallies.iter().map(|tally| tally.total).collect();
