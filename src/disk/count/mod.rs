@@ -205,7 +205,9 @@ pub(super) fn count(disk: &Disk, range: GuestRange) -> Option<u64> {
         // Where the data does not fit into the book, counting anew would not change that.
         return data_in(&book.data(id)?, range).ok();
     }
-    if range.len() < whole.len() / SMALL_PART {
+    // Of what is not remembered, nothing but the count of the whole disk would come out.
+    let is_remembered = chain.levels.len() <= chain.settled;
+    if range != whole && (range.len() < whole.len() / SMALL_PART || !is_remembered) {
         return None;
     }
     let head = match learn(disk, &chain, book) {
