@@ -92,7 +92,7 @@ impl Book {
     }
 
     /// Gives up what does not fit: first where the data lies in other chains than `chain`, then where it lies in this one, for
-    /// which `data` of the level `top` takes the place of it all, and the totals of other chains at last.
+    /// which the data of the level `top` takes the place of it all. What was counted goes only where there are very many levels.
     pub(super) fn shrink(&mut self, chain: &[ChainId], top: Option<(ChainId, Spans)>) {
         if self.levels.len() > MOST_LEVELS {
             self.levels.retain(|id, _| chain.contains(id));
@@ -102,12 +102,17 @@ impl Book {
             self.levels.iter_mut().filter(|(id, _)| !chain.contains(id)).for_each(|(_, level)| level.data = None);
         }
         if self.size() > LIMIT {
-            self.levels.values_mut().for_each(|level| level.data = None);
-            if let Some((id, spans)) = top
-                && let Some(level) = self.levels.get_mut(&id)
-            {
-                level.data = Some(Data { against: None, spans });
-            }
+            self.keep_top(top);
+        }
+    }
+
+    /// Gives up where data is, but for the level `top`.
+    pub(super) fn keep_top(&mut self, top: Option<(ChainId, Spans)>) {
+        self.levels.values_mut().for_each(|level| level.data = None);
+        if let Some((id, spans)) = top
+            && let Some(level) = self.levels.get_mut(&id)
+        {
+            level.data = Some(Data { against: None, spans });
         }
     }
 

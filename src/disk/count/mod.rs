@@ -249,6 +249,7 @@ fn learn(disk: &Disk, chain: &Chain<'_>, book: &mut Book) -> Result<Option<u64>>
 /// Enters the levels from `first` on, which lies on `start`.
 fn enter(chain: &Chain<'_>, book: &mut Book, first: usize, start: Option<ChainId>, counted: Counted) {
     let Counted { totals, differences, data } = counted;
+    let has_differences = differences.is_some();
     let mut differences = differences.map(Vec::into_iter);
     let mut against = start;
     let mut last = None;
@@ -259,5 +260,10 @@ fn enter(chain: &Chain<'_>, book: &mut Book, first: usize, start: Option<ChainId
         against = Some(id);
         last = Some(id);
     }
-    book.shrink(&chain.ids, last.zip(data));
+    let top = last.zip(data);
+    if has_differences {
+        book.shrink(&chain.ids, top);
+    } else {
+        book.keep_top(top);
+    }
 }

@@ -507,6 +507,25 @@ fn a_book_that_grows_too_large_gives_up_where_data_is_before_how_much_there_is()
 }
 
 #[test]
+fn a_chain_whose_levels_differ_too_much_is_gone_on_from_at_its_top() {
+    let images = [data(&[1, 2]), data(&[2, 3]), data(&[9])];
+    let store = Store::new(&images);
+    let disk = store.open(&images, 1, &DiskEnv::new(0));
+    let chain = Chain::of(&disk.nodes);
+    let mut book = Book::new(chain.ids[0]);
+    let (levels, below) = (chain.levels.iter().map(|layer| Planned { layer, remembered: true }).collect(), Vec::new());
+    let counted = walk(&Plan { levels, below, unit_bits: chain.unit_bits(), window_bits: disk.region_bits }).unwrap();
+    enter(&chain, &mut book, 0, None, Counted { differences: None, ..counted });
+    assert_eq!(data_in(&book.data(&chain.ids[1]).unwrap(), whole(&disk)).unwrap(), 3 * 512);
+    assert!(book.data(&chain.ids[0]).is_none() && book.level(&chain.ids[0]).is_some_and(|level| level.total == 1024));
+
+    let next = store.open(&images, 2, &DiskEnv::new(0));
+    let before = store.reads_of(0);
+    assert_eq!(learn(&next, &Chain::of(&next.nodes), &mut book).unwrap(), Some(4 * 512));
+    assert_eq!(store.reads_of(0), before, "it was counted from the oldest image up");
+}
+
+#[test]
 fn a_book_whose_levels_go_in_a_circle_says_nothing_of_where_data_is() {
     let (a, b) = (ChainId([1; 32]), ChainId([2; 32]));
     let mut book = Book::new(ChainId([0; 32]));
