@@ -7,7 +7,7 @@ use super::{qcow2, raw};
 use crate::base::{Error, GuestOffset, GuestRange, HostOffset, Result};
 use crate::format::ImageFormat;
 use crate::format::qcow2::{Backing, Header};
-use crate::storage::{FileIdentity, FileNumber, RelPath, Storage};
+use crate::storage::{FileIdentity, FileNumber, LastingIdentity, RelPath, Storage};
 
 /// Tells one open layer (with what lies below it) from every other one that this process ever had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,6 +68,10 @@ impl Layer {
 
     pub(super) fn identity(&self) -> FileIdentity {
         self.file.identity()
+    }
+
+    pub(super) fn lasting_identity(&self) -> LastingIdentity {
+        self.file.lasting_identity()
     }
 
     /// See [`Storage::is_settled`].

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 
-use super::{FileIdentity, FilePool, LayerSource, RelPath, Storage, StoreFile};
+use super::{FileIdentity, FilePool, LastingIdentity, LayerSource, RelPath, Storage, StoreFile};
 use crate::base::{Error, ErrorKind, Result};
 
 /// What kind of thing a directory entry is.
@@ -50,30 +50,26 @@ pub struct FileStat {
 
 /// The state of a directory's list of names, for telling whether it has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DirStamp {
-    identity: FileIdentity,
-    ctime_ns: i128,
-}
+pub struct DirStamp(LastingIdentity);
 
 impl DirStamp {
     /// Which directory it is of: device and inode number.
     #[must_use]
     pub fn file(&self) -> (u64, u64) {
-        (self.identity.device, self.identity.inode)
+        (self.0.identity.device, self.0.identity.inode)
     }
 
     /// When the list of names last changed, in seconds since the epoch.
     #[must_use]
     pub fn modified(&self) -> i64 {
-        i64::try_from(self.identity.mtime_ns.div_euclid(1_000_000_000)).unwrap_or_default()
+        i64::try_from(self.0.identity.mtime_ns.div_euclid(1_000_000_000)).unwrap_or_default()
     }
 
     /// Whether a change made right after this stamp was taken could leave the stamp as it is,
     /// because the file system's clock ticks too slowly. `now_ns` is the time when it was taken.
     #[must_use]
     pub fn is_racy(&self, now_ns: i128) -> bool {
-        let changed = FileIdentity { mtime_ns: self.ctime_ns.max(self.identity.mtime_ns), ..self.identity };
-        !changed.is_settled(now_ns)
+        !self.0.is_settled(now_ns)
     }
 }
 
@@ -182,7 +178,7 @@ impl Gate {
             Some(path) => statx(&self.openat(path, OFlags::PATH | OFlags::DIRECTORY)?, AtFlags::STATX_FORCE_SYNC)
                 .map_err(failed)?,
         };
-        Ok(DirStamp { identity: file_stat(&statx).identity, ctime_ns: nanoseconds(statx.stx_ctime) })
+        Ok(DirStamp(lasting_identity(&statx)))
     }
 
     /// The room on the file system that holds the directory.
@@ -203,13 +199,13 @@ impl Gate {
     }
 
     /// Opens a regular file for reading and says which it is.
-    pub(super) fn open_regular(&self, path: &RelPath) -> Result<(OwnedFd, FileIdentity)> {
+    pub(super) fn open_regular(&self, path: &RelPath) -> Result<(OwnedFd, LastingIdentity)> {
         // NONBLOCK: the open of a FIFO returns at once, to be refused below.
         let fd = self.openat(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         let statx = statx(&fd, AtFlags::empty())
             .map_err(|e| Error::io(format!("cannot stat {}", self.describe(Some(path))), e))?;
         match FileType::from_raw_mode(statx.stx_mode.into()) {
-            FileType::RegularFile => Ok((fd, file_stat(&statx).identity)),
+            FileType::RegularFile => Ok((fd, lasting_identity(&statx))),
             other => {
                 Err(Error::new(ErrorKind::Refused, format!("'{path}' is {}, not a regular file", type_name(other))))
             }
@@ -320,6 +316,10 @@ fn file_stat(statx: &Statx) -> FileStat {
         uid: statx.stx_uid,
         gid: statx.stx_gid,
     }
+}
+
+fn lasting_identity(statx: &Statx) -> LastingIdentity {
+    LastingIdentity { identity: file_stat(statx).identity, ctime_ns: nanoseconds(statx.stx_ctime) }
 }
 
 fn nanoseconds(time: rustix::fs::StatxTimestamp) -> i128 {

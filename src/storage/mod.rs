@@ -45,11 +45,25 @@ impl FileIdentity {
     pub fn modified(&self) -> Timestamp {
         Timestamp::nearest(self.mtime_ns.div_euclid(1_000_000_000))
     }
+}
 
-    /// Whether a change of the content made after `now_ns`, when this was taken, certainly shows in it.
+/// What facts are tied to that outlive the process that found them.
+///
+/// Content that was changed and given its old time again, as `cp --preserve` and `rsync --times` do where they repair a file, has the
+/// same [`FileIdentity`] and another one of these. So has a file that was only renamed or linked: then the facts are found anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LastingIdentity {
+    /// Which file, which state.
+    pub identity: FileIdentity,
+    /// Last change of anything about the file, in nanoseconds since the epoch. Nobody can set it.
+    pub ctime_ns: i128,
+}
+
+impl LastingIdentity {
+    /// Whether a change made after `now_ns`, when this was taken, certainly shows in it.
     #[must_use]
     pub fn is_settled(&self, now_ns: i128) -> bool {
-        self.mtime_ns.saturating_add(SLOWEST_TICK_NS) < now_ns
+        self.ctime_ns.max(self.identity.mtime_ns).saturating_add(SLOWEST_TICK_NS) < now_ns
     }
 }
 
@@ -73,7 +87,13 @@ pub trait Storage: Send + Sync {
     /// Which file this is, as it was when opened.
     fn identity(&self) -> FileIdentity;
 
-    /// Whether a later content of the file certainly has another identity, so that what is found out now may be kept under this one.
+    /// The same for what is kept beyond this process.
+    fn lasting_identity(&self) -> LastingIdentity {
+        LastingIdentity { identity: self.identity(), ctime_ns: 0 }
+    }
+
+    /// Whether a later content of the file certainly has another [lasting identity](Self::lasting_identity), so that what is
+    /// found out now may be kept under this one.
     fn is_settled(&self) -> bool {
         false
     }

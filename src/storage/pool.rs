@@ -13,7 +13,7 @@ use arc_swap::ArcSwapOption;
 use rustix::fs::{Advice, SeekFrom};
 use rustix::io::Errno;
 
-use super::{FileIdentity, Gate, RelPath, Storage};
+use super::{FileIdentity, Gate, LastingIdentity, RelPath, Storage};
 use crate::base::time::now_ns;
 use crate::base::{Error, ErrorKind, HostOffset, Result};
 
@@ -92,7 +92,7 @@ pub struct StoreFile(Arc<Inner>);
 struct Inner {
     gate: Gate,
     path: RelPath,
-    identity: FileIdentity,
+    identity: LastingIdentity,
     /// Whether the identity, when it was taken, was that of an older content than of the last few moments.
     settled: bool,
     fd: ArcSwapOption<OwnedFd>,
@@ -125,7 +125,7 @@ impl StoreFile {
             return Ok(fd);
         }
         let (fd, identity) = inner.gate.open_regular(&inner.path)?;
-        if identity != inner.identity {
+        if identity.identity != inner.identity.identity {
             return Err(Error::new(
                 ErrorKind::Changed,
                 format!(
@@ -159,7 +159,7 @@ impl StoreFile {
 
 impl Storage for StoreFile {
     fn size(&self) -> u64 {
-        self.0.identity.size
+        self.0.identity.identity.size
     }
 
     fn read_at(&self, buf: &mut [u8], at: HostOffset) -> Result<usize> {
@@ -193,6 +193,10 @@ impl Storage for StoreFile {
     }
 
     fn identity(&self) -> FileIdentity {
+        self.0.identity.identity
+    }
+
+    fn lasting_identity(&self) -> LastingIdentity {
         self.0.identity
     }
 
@@ -257,16 +261,36 @@ mod tests {
     fn a_file_that_was_written_moments_ago_is_not_settled_and_an_older_one_is() {
         let dir = tempfile::tempdir().unwrap();
         let (_pool, files) = files(dir.path(), 1, 8);
-        assert!(!files[0].is_settled());
-        let file = std::fs::File::options().write(true).open(dir.path().join("f0")).unwrap();
-        let aged = |seconds| {
-            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(seconds)).unwrap();
-            Gate::open(dir.path(), FilePool::new(1)).unwrap().open_file(&RelPath::new("f0").unwrap()).unwrap()
+        let settled = || {
+            let gate = Gate::open(dir.path(), FilePool::new(1)).unwrap();
+            gate.open_file(&RelPath::new("f0").unwrap()).unwrap().is_settled()
         };
-        assert!(aged(3).is_settled());
-        assert!(!aged(1).is_settled());
+        let file = std::fs::File::options().write(true).open(dir.path().join("f0")).unwrap();
+        // Content can be given any time; that it was changed cannot be hidden.
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600)).unwrap();
+        assert!(!files[0].is_settled() && !settled());
+        std::thread::sleep(std::time::Duration::from_millis(2100));
+        assert!(settled());
         // What was opened while it was young stays so: it may have changed since.
         assert!(!files[0].is_settled());
+        file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(3600)).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(2100));
+        assert!(!settled(), "nobody knows what clock that was");
+    }
+
+    #[test]
+    fn content_with_its_old_time_has_another_lasting_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_pool, files) = files(dir.path(), 1, 8);
+        let path = dir.path().join("f0");
+        let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::write(&path, "CONTENT 0").unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        let gate = Gate::open(dir.path(), FilePool::new(1)).unwrap();
+        let now = gate.open_file(&RelPath::new("f0").unwrap()).unwrap();
+        assert_eq!(now.identity(), files[0].identity());
+        assert_ne!(now.lasting_identity(), files[0].lasting_identity());
     }
 
     #[test]

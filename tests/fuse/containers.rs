@@ -1,13 +1,13 @@
 //! Containers: an archive of each kind, mounted, against the tree that it was made of.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use annals::archive::Kind;
 
 use crate::archives::{SQUASHFS, TAR, as_squashfs_has_it as packed, back_up, request};
-use crate::support::mounts::{Mounted, Store, can_mount, names, promise, succeed};
+use crate::support::mounts::{Mounted, SETTLED, Store, can_mount, names, promise, succeed};
 use crate::support::tools::{command, have, run};
 use crate::support::trees::{Listing, Sample, assert_same, make_sample, on_disk};
 
@@ -157,6 +157,7 @@ fn a_container_has_the_same_numbers_in_every_mount_and_its_index_is_not_made_twi
         let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
         files.map(|meta| (meta.ino(), meta.len())).collect::<Vec<_>>()
     };
+    std::thread::sleep(SETTLED);
     let mounted = Mounted::new(&store.path());
     let first = numbers(&mounted);
     // Two names of one file have one number, another file another one.
@@ -169,6 +170,16 @@ fn a_container_has_the_same_numbers_in_every_mount_and_its_index_is_not_made_twi
     let again = Mounted::new(&store.path());
     assert_eq!(numbers(&again), first);
     assert_eq!(kept(), index, "the same file as before");
+    again.umount();
+
+    // Repaired or replaced in its place, with the time that it had.
+    let archive = store.path().join(format!("101/lxc-{TIME}/archive.tar"));
+    let (length, time) = fs::metadata(&archive).map(|meta| (meta.len(), meta.modified().unwrap())).unwrap();
+    let file = fs::File::options().write(true).open(&archive).unwrap();
+    file.write_all_at(&vec![0; usize::try_from(length).unwrap()], 0).unwrap();
+    file.set_modified(time).unwrap();
+    let emptied = Mounted::new(&store.path());
+    assert_eq!(fs::read_dir(root(&emptied)).unwrap().count(), 0, "the index of another content");
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! Everything that has to hold of a chain whose content is known.
 
-use annals::base::{GuestOffset, GuestRange};
+use std::sync::Arc;
+
+use annals::base::{GuestOffset, GuestRange, HostOffset, Result};
 use annals::disk::{Disk, DiskEnv, Source, check_layer};
-use annals::storage::{DerivedDir, FilePool, Gate, RelPath};
+use annals::storage::{
+    DerivedDir, FileIdentity, FilePool, Gate, LastingIdentity, LayerSource, RelPath, Storage, StoreFile,
+};
 
 use crate::support::chains::{Chain, Layer};
 use crate::support::random::Random;
@@ -10,7 +14,6 @@ use crate::support::random::Random;
 /// Checks every layer's view of the chain; `seed` chooses where to read.
 pub(crate) fn chain(chain: &Chain, seed: u64) {
     let mut random = Random::new(seed);
-    age(chain);
     // Few descriptors, so that they are closed and opened anew all the time.
     let gate = Gate::open(&chain.guest, FilePool::new(4)).unwrap();
     let env = DiskEnv::new(random.pick(&[0, 64 << 20]));
@@ -44,12 +47,52 @@ pub(crate) fn chain(chain: &Chain, seed: u64) {
     counts(&mapped, &gate, &mut random);
 }
 
-/// Makes the images older than moments: of a younger one nothing is kept.
-fn age(chain: &Chain) {
-    let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
-    for layer in &chain.layers {
-        let file = std::fs::File::options().write(true).open(chain.guest.join(&layer.path)).unwrap();
-        file.set_modified(hour_ago).unwrap();
+/// The images as if they were older than moments: of a younger one nothing is kept.
+struct Settled<'a>(&'a Gate);
+
+impl LayerSource for Settled<'_> {
+    fn open(&self, path: &RelPath) -> Result<Arc<dyn Storage>> {
+        Ok(Arc::new(SettledFile(self.0.open_file(path)?)))
+    }
+
+    fn resolve(&self, from: &RelPath, backing: &[u8]) -> Result<RelPath> {
+        self.0.resolve(from, backing)
+    }
+}
+
+struct SettledFile(StoreFile);
+
+impl Storage for SettledFile {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], at: HostOffset) -> Result<usize> {
+        self.0.read_at(buf, at)
+    }
+
+    fn next_data(&self, at: HostOffset) -> Result<Option<HostOffset>> {
+        self.0.next_data(at)
+    }
+
+    fn next_hole(&self, at: HostOffset) -> Result<HostOffset> {
+        self.0.next_hole(at)
+    }
+
+    fn will_need(&self, at: HostOffset, len: u64) {
+        self.0.will_need(at, len);
+    }
+
+    fn identity(&self) -> FileIdentity {
+        self.0.identity()
+    }
+
+    fn lasting_identity(&self) -> LastingIdentity {
+        self.0.lasting_identity()
+    }
+
+    fn is_settled(&self) -> bool {
+        true
     }
 }
 
@@ -60,7 +103,7 @@ fn counts(mapped: &[(&Layer, Vec<(u64, u64)>)], gate: &Gate, random: &mut Random
         let env = DiskEnv::keeping(0, Some(DerivedDir::open(dir.path(), FilePool::new(2)).unwrap()));
         for _ in 0..mapped.len().min(3) {
             let (layer, mapped) = &mapped[random.below(mapped.len() as u64) as usize];
-            let disk = Disk::open(gate, &RelPath::new(&layer.path).unwrap(), layer.format, &env).unwrap();
+            let disk = Disk::open(&Settled(gate), &RelPath::new(&layer.path).unwrap(), layer.format, &env).unwrap();
             let size = layer.content.len() as u64;
             let (a, b) = (random.below(size + 1), random.below(size + 1));
             for (from, to) in [(0, u64::MAX), (0, size / 2), (a.min(b), a.max(b))] {

@@ -193,6 +193,9 @@ pub(crate) fn annals(store: &Path) -> std::process::Command {
     annals
 }
 
+/// Of a file that was changed less long ago nothing is kept beyond the process.
+pub(crate) const SETTLED: Duration = Duration::from_millis(2100);
+
 /// Asks until the answer is yes; fails when that takes longer than `limit`.
 pub(crate) fn within(limit: Duration, what: &str, mut yes: impl FnMut() -> bool) {
     let start = Instant::now();

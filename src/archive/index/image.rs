@@ -8,10 +8,10 @@ use super::pages::{PageWriter, paged_len};
 use super::record::{EXTENT, NAME, NODE, Name, Node, Writer, join};
 use crate::archive::node::Kind;
 use crate::base::{Error, Result};
-use crate::storage::FileIdentity;
+use crate::storage::{FileIdentity, LastingIdentity};
 
 /// Changes whenever the layout or the meaning of an index does: an older one is then built anew.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAGIC: &[u8; 16] = b"annals tar index";
 /// Bytes of the header, before the first section.
 pub(super) const HEADER: u64 = 128;
@@ -19,7 +19,7 @@ pub(super) const HEADER: u64 = 128;
 /// How long each section is, in bytes, and which archive the index is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sections {
-    pub(super) identity: FileIdentity,
+    pub(super) identity: LastingIdentity,
     pub(super) nodes: u64,
     pub(super) names: u64,
     pub(super) text: u64,
@@ -34,11 +34,13 @@ impl Sections {
         out.bytes(MAGIC);
         out.u32(VERSION);
         out.u32(0);
-        let FileIdentity { device, inode, size, mtime_ns } = self.identity;
+        let LastingIdentity { identity: FileIdentity { device, inode, size, mtime_ns }, ctime_ns } = self.identity;
         for value in [device, inode, size] {
             out.u64(value);
         }
-        out.bytes(&mtime_ns.to_le_bytes());
+        for time in [mtime_ns, ctime_ns] {
+            out.bytes(&time.to_le_bytes());
+        }
         for value in [self.nodes, self.names, self.text, self.extra, self.extents, self.report] {
             out.u64(value);
         }
@@ -55,8 +57,9 @@ impl Sections {
         from.u32()?;
         let (device, inode, size) = (from.u64()?, from.u64()?, from.u64()?);
         let mtime_ns = i128::from_le_bytes(from.take(16)?.try_into().ok()?);
+        let ctime_ns = i128::from_le_bytes(from.take(16)?.try_into().ok()?);
         Some(Self {
-            identity: FileIdentity { device, inode, size, mtime_ns },
+            identity: LastingIdentity { identity: FileIdentity { device, inode, size, mtime_ns }, ctime_ns },
             nodes: from.u64()?,
             names: from.u64()?,
             text: from.u64()?,
@@ -91,7 +94,7 @@ const UNSEEN: u32 = u32::MAX;
 
 impl Builder {
     /// Puts the tree in order; `report` says what is missing.
-    pub(in crate::archive) fn finish(mut self, identity: FileIdentity, report: &str) -> Image {
+    pub(in crate::archive) fn finish(mut self, identity: LastingIdentity, report: &str) -> Image {
         self.forget_names();
         let mut sorted: Vec<u32> = (0..u32::try_from(self.links.len()).unwrap_or(u32::MAX)).collect();
         let key = |link: u32| self.links.get(link as usize).copied();

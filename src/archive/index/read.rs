@@ -9,7 +9,7 @@ use super::record::{EXTENT, Extra, Holes, NAME, NODE, Name, Node, StoredExtent, 
 use crate::archive::node::{Attributes, DirItem, Kind, NodeId, Position};
 use crate::base::{Error, ErrorKind, HostOffset, Result};
 use crate::format::tar::Xattr;
-use crate::storage::{BlockCache, FileIdentity, FileNumber, Storage};
+use crate::storage::{BlockCache, FileNumber, LastingIdentity, Storage};
 
 /// An index that can be asked.
 pub(in crate::archive) struct Index {
@@ -34,7 +34,7 @@ impl Index {
     /// The index in `file`, if it is one of the archive `identity` and whole; it is read once from end to end.
     pub(in crate::archive) fn open(
         file: Arc<dyn Storage>,
-        identity: &FileIdentity,
+        identity: &LastingIdentity,
         cache: &Arc<BlockCache>,
     ) -> Result<Option<Self>> {
         if !Pages::verify(&*file)? {
@@ -45,13 +45,13 @@ impl Index {
     }
 
     /// The index that `image` is, held in memory.
-    pub(in crate::archive) fn in_memory(image: &Image, identity: &FileIdentity) -> Result<Self> {
+    pub(in crate::archive) fn in_memory(image: &Image, identity: &LastingIdentity) -> Result<Self> {
         let mut bytes = Vec::with_capacity(crate::base::units::to_usize(image.len()));
         image.write(&mut bytes)?;
         Self::over(Pages::Memory(bytes), identity)?.ok_or_else(damaged)
     }
 
-    fn over(pages: Pages, identity: &FileIdentity) -> Result<Option<Self>> {
+    fn over(pages: Pages, identity: &LastingIdentity) -> Result<Option<Self>> {
         let mut header = vec![0; crate::base::units::to_usize(HEADER)];
         if pages.size() < HEADER {
             return Ok(None);

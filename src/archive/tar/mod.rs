@@ -59,8 +59,8 @@ impl TarTree {
 
 /// The index that an earlier look at the archive left, if it fits.
 pub(super) fn kept_index(name: &str, file: &Arc<dyn Storage>, env: &ArchiveEnv) -> Option<Index> {
-    let identity = file.identity();
-    let found = env.derived()?.read(&derived_name("tar", &identity)).and_then(|found| match found {
+    let identity = file.lasting_identity();
+    let found = env.derived()?.read(&derived_name("tar", &identity.identity)).and_then(|found| match found {
         Some(found) => Index::open(Arc::new(found), &identity, env.blocks()),
         None => Ok(None),
     });
@@ -75,11 +75,11 @@ fn index(name: &str, file: &Arc<dyn Storage>, env: &ArchiveEnv) -> Result<Index>
     if let Some(index) = kept_index(name, file, env) {
         return Ok(index);
     }
-    let identity = file.identity();
-    let kept = derived_name("tar", &identity);
+    let identity = file.lasting_identity();
+    let kept = derived_name("tar", &identity.identity);
     let scanned = scan::scan(&**file, Limits::default())?;
     let image = scanned.builder.finish(identity, &scanned.report);
-    if let Some(derived) = env.derived().filter(|_| scanned.keep) {
+    if let Some(derived) = env.derived().filter(|_| scanned.keep && file.is_settled()) {
         let written = derived
             .write(&kept, |to| image.write(to))
             .and_then(|file| Index::open(Arc::new(file), &identity, env.blocks()));

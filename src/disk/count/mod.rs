@@ -27,7 +27,7 @@ use super::layer::{Layer, Node};
 use crate::base::units::to_usize;
 use crate::base::{GuestOffset, GuestRange, HostOffset, Result};
 use crate::format::ImageFormat;
-use crate::storage::{DerivedDir, FileIdentity, Storage, derived_name};
+use crate::storage::{DerivedDir, FileIdentity, LastingIdentity, Storage, derived_name};
 
 /// The books of a process.
 #[derive(Default)]
@@ -142,7 +142,7 @@ impl<'a> Chain<'a> {
         let levels: Vec<&Layer> = nodes.iter().rev().map(|node| &node.layer).collect();
         let mut ids: Vec<ChainId> = Vec::with_capacity(levels.len());
         for layer in &levels {
-            let id = chain_id(ids.last(), &layer.identity(), layer.format());
+            let id = chain_id(ids.last(), &layer.lasting_identity(), layer.format());
             ids.push(id);
         }
         let settled = levels.iter().take_while(|layer| layer.is_settled()).count();
@@ -171,16 +171,18 @@ impl<'a> Chain<'a> {
 }
 
 /// The name of an image above the chain `below`.
-fn chain_id(below: Option<&ChainId>, image: &FileIdentity, format: ImageFormat) -> ChainId {
+fn chain_id(below: Option<&ChainId>, image: &LastingIdentity, format: ImageFormat) -> ChainId {
     let mut hasher = blake3::Hasher::new();
     if let Some(below) = below {
         hasher.update(&below.0);
     }
-    let FileIdentity { device, inode, size, mtime_ns } = image;
+    let LastingIdentity { identity: FileIdentity { device, inode, size, mtime_ns }, ctime_ns } = image;
     for number in [device, inode, size] {
         hasher.update(&number.to_le_bytes());
     }
-    hasher.update(&mtime_ns.to_le_bytes());
+    for time in [mtime_ns, ctime_ns] {
+        hasher.update(&time.to_le_bytes());
+    }
     hasher.update(format.name().as_bytes());
     ChainId(*hasher.finalize().as_bytes())
 }
