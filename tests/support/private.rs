@@ -121,7 +121,8 @@ own=$SCENE/groups/$(basename "$SCENE")
 mkdir "$own"
 echo 0 >"$own/cgroup.procs"
 code=0
-unshare --mount --pid --fork --kill-child --mount-proc --uts --ipc --cgroup sh -eu "$SCENE/boot" || code=$?
+timeout --signal=KILL 120 \
+    unshare --mount --pid --fork --kill-child --mount-proc --uts --ipc --cgroup sh -eu "$SCENE/boot" || code=$?
 echo 0 >"$SCENE/groups/cgroup.procs"
 find "$own" -depth -type d -exec rmdir {} ';'
 exit "$code"
@@ -133,6 +134,8 @@ if mountpoint -q /sys/fs/cgroup; then umount --lazy --recursive /sys/fs/cgroup; 
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/systemd/system
+# From release 13 on, Debian has a file system of its own mounted on /tmp, where the scene is.
+ln -s /dev/null /run/systemd/system/tmp.mount
 cat >/run/systemd/system/scene.target <<END
 [Unit]
 DefaultDependencies=no

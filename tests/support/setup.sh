@@ -88,7 +88,7 @@ need_to_test() {
     need python3 python3
     need nbdinfo libnbd-bin
     need openssl openssl
-    need libvirtd libvirt-daemon
+    need libvirtd libvirt-daemon libvirt-daemon-driver-qemu
     need virsh libvirt-clients
     need_emulator
     need shellcheck shellcheck
