@@ -57,6 +57,9 @@ impl TarTree {
     }
 }
 
+/// No file was changed then.
+const NEVER: i128 = i128::MIN;
+
 /// The index that an earlier look at the archive left, if it fits.
 pub(super) fn kept_index(name: &str, file: &Arc<dyn Storage>, env: &ArchiveEnv) -> Option<Index> {
     let identity = file.lasting_identity();
@@ -75,11 +78,15 @@ fn index(name: &str, file: &Arc<dyn Storage>, env: &ArchiveEnv) -> Result<Index>
     if let Some(index) = kept_index(name, file, env) {
         return Ok(index);
     }
-    let identity = file.lasting_identity();
+    let mut identity = file.lasting_identity();
+    if !file.is_settled() {
+        // It is kept for as long as this process has it; no other one will find that it fits.
+        identity.ctime_ns = NEVER;
+    }
     let kept = derived_name("tar", &identity.identity);
     let scanned = scan::scan(&**file, Limits::default())?;
     let image = scanned.builder.finish(identity, &scanned.report);
-    if let Some(derived) = env.derived().filter(|_| scanned.keep && file.is_settled()) {
+    if let Some(derived) = env.derived().filter(|_| scanned.keep) {
         let written = derived
             .write(&kept, |to| image.write(to))
             .and_then(|file| Index::open(Arc::new(file), &identity, env.blocks()));
