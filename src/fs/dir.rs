@@ -67,7 +67,7 @@ impl Listing {
                 None if position == guest.backups().len() => guest.latest().map(|latest| Item {
                     name: LATEST_NAME,
                     kind: FileKind::Symlink,
-                    node: node(What::Latest, 0),
+                    node: node(What::Latest(ShortName::new(latest.name.as_str())), 0),
                     time: Some(latest.time),
                     size: latest.name.as_str().len() as u64,
                     allocated: Some(0),

@@ -15,8 +15,9 @@ use crate::base::{Error, ErrorKind, Result, Timestamp};
 pub(super) enum What {
     Root,
     Guest(Box<str>),
-    /// The symlink to the newest backup.
-    Latest,
+    /// The symlink to the newest backup, which is this one. Where another one is the newest, it is another symlink of that
+    /// name, for the kernel remembers where one leads.
+    Latest(ShortName),
     Backup(ShortName),
     /// A file of a backup, shown as it is.
     File(Box<str>),
@@ -48,7 +49,7 @@ impl What {
         match self {
             Self::Root => name(0, ""),
             Self::Guest(id) => name(1, id),
-            Self::Latest => name(2, ""),
+            Self::Latest(_) => name(2, ""),
             Self::Backup(backup) => name(3, &backup.to_text()),
             Self::File(file) => name(4, file),
             Self::Disk(disk) => name(5, disk),

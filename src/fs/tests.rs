@@ -40,7 +40,7 @@ fn things_that_differ_have_different_numbers() {
         What::Broken("a".into()),
         What::Partition("a".into(), 1),
         What::Partition("a".into(), 2),
-        What::Latest,
+        What::Latest(ShortName::new("a")),
         What::Control,
         What::Status,
     ];
@@ -72,7 +72,7 @@ fn a_file_that_was_replaced_while_the_old_one_is_known_has_a_number_of_its_own()
 fn a_parent_stays_while_something_below_it_is_known() {
     let nodes = Nodes::new();
     let parent = nodes.look_up(guest("100")).unwrap();
-    let below = nodes.look_up(child(parent, What::Latest, 0)).unwrap();
+    let below = nodes.look_up(child(parent, What::Latest(ShortName::new("a")), 0)).unwrap();
     nodes.forget(parent, 1);
     assert_eq!(nodes.path(below).unwrap().len(), 2);
     nodes.forget(below, 1);
@@ -86,7 +86,7 @@ fn the_root_is_never_forgotten_and_a_lookup_below_something_unknown_fails() {
     nodes.forget(Inode::ROOT, u64::MAX);
     nodes.forget(Inode::from_raw(999), 1);
     assert_eq!(nodes.get(Inode::ROOT).unwrap().what, What::Root);
-    assert!(nodes.look_up(child(Inode::from_raw(999), What::Latest, 0)).is_err());
+    assert!(nodes.look_up(child(Inode::from_raw(999), What::Latest(ShortName::new("a")), 0)).is_err());
 }
 
 #[test]

@@ -101,7 +101,11 @@ impl Tree {
                 (What::Guest(name.into()), 0)
             }
             What::Control if name == STATUS_NAME => (What::Status, 0),
-            What::Guest(_) if name == LATEST_NAME => (What::Latest, 0),
+            What::Guest(_) if name == LATEST_NAME => {
+                let guest = self.guest(&at)?;
+                let latest = guest.latest().ok_or_else(|| none_left(&guest.id))?;
+                (What::Latest(ShortName::new(latest.name.as_str())), 0)
+            }
             What::Guest(_) => {
                 let guest = self.guest(&at)?;
                 (What::Backup(ShortName::new(guest.find(name).ok_or_else(absent)?.name.as_str())), 0)
@@ -116,7 +120,7 @@ impl Tree {
                 }
                 return Ok(self.file_entry(inode, view.backup.summary.time, entry.size, entry.allocated()));
             }
-            What::Control | What::Latest | What::Status => return Err(absent()),
+            What::Control | What::Latest(_) | What::Status => return Err(absent()),
             What::File(_) | What::Disk(_) | What::Partition(..) | What::Broken(_) => return Err(absent()),
             What::Archive(_) | What::Member(_) => return Err(absent()),
         };
@@ -166,11 +170,7 @@ impl Tree {
         }
         let at = self.locate(inode)?;
         match at.node.what {
-            What::Latest => {
-                let guest = self.guest(&at)?;
-                let latest = guest.latest().ok_or_else(|| none_left(&guest.id))?;
-                Ok(latest.name.to_string().into())
-            }
+            What::Latest(backup) => Ok(backup.to_text().into()),
             _ => Err(Error::new(ErrorKind::Usage, format!("inode {inode} is not a symlink"))),
         }
     }
@@ -198,7 +198,7 @@ impl Tree {
             What::Root
             | What::Control
             | What::Guest(_)
-            | What::Latest
+            | What::Latest(_)
             | What::Backup(_)
             | What::Archive(_)
             | What::Member(_) => Err(Error::new(ErrorKind::Usage, format!("inode {inode} is not a file"))),
@@ -381,10 +381,11 @@ impl Tree {
                 let guest = self.guest_of_id(&id.parse()?)?;
                 (FileKind::Directory, guest.latest().map_or(Timestamp::EPOCH, |latest| latest.time), 0)
             }
-            What::Latest => {
+            What::Latest(name) => {
                 let guest = self.guest(at)?;
-                let latest = guest.latest().ok_or_else(|| none_left(&guest.id))?;
-                (FileKind::Symlink, latest.time, latest.name.as_str().len() as u64)
+                let name = name.to_text();
+                let backup = guest.find(&name).ok_or_else(|| no_backup(&guest.id, &name))?;
+                (FileKind::Symlink, backup.time, name.len() as u64)
             }
             What::Backup(name) => {
                 let guest = self.guest(at)?;

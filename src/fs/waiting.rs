@@ -20,7 +20,7 @@ impl Tree {
     pub fn may_wait(&self, inode: Inode) -> bool {
         let Ok(node) = self.nodes.get(inode) else { return false };
         let in_archive = match node.what {
-            What::Root | What::Guest(_) | What::Latest | What::Control | What::Status => return false,
+            What::Root | What::Guest(_) | What::Latest(_) | What::Control | What::Status => return false,
             What::Archive(_) => Some(inode),
             What::Member(_) => Some(node.parent),
             What::Backup(_) | What::File(_) | What::Disk(_) | What::Partition(..) | What::Broken(_) => None,

@@ -147,6 +147,8 @@ impl Filesystem for Bridge {
             // lists a whole directory first and then asks for each name; here that was four times the work.
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_PARALLEL_DIROPS,
+            // A path through `latest` is walked for every file below it.
+            InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_ASYNC_DIO,
         ] {
             // Each only makes something faster; an older kernel does without.

@@ -38,6 +38,30 @@ impl Watch {
     }
 }
 
+/// How often a process has read anything, requests of the kernel among it.
+fn reads(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    text.lines().find_map(|line| line.strip_prefix("syscr: ")).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_path_through_a_symlink_is_walked_without_asking_each_time() {
+    if !can_mount() {
+        return;
+    }
+    const TIMES_WALKED: u64 = 5000;
+    let store = Store::new();
+    store.file("100", TIMES[0], "guest.conf", b"x");
+    let mounted = Mounted::new(&store.path());
+    let (pid, path) = (mounted.pid(), mounted.path("100/latest/guest.conf"));
+    let before = reads(pid);
+    for _ in 0..TIMES_WALKED {
+        rustix::fs::stat(&path).unwrap();
+    }
+    let asked = reads(pid) - before;
+    assert!(asked < TIMES_WALKED / 2, "{asked} requests for {TIMES_WALKED} walks");
+}
+
 #[test]
 fn a_guest_is_read_when_somebody_looks_at_it_and_not_before() {
     promise("Nothing is read of a guest that nobody looks at.");
