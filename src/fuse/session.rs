@@ -3,6 +3,7 @@
 use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 
@@ -45,6 +46,8 @@ pub struct SessionOptions {
 #[derive(Debug)]
 pub struct Running {
     session: BackgroundSession,
+    /// Takes the place of the session's thread when that is waited for.
+    stand_in: JoinHandle<std::io::Result<()>>,
     unmounter: Unmounter,
 }
 
@@ -82,26 +85,26 @@ pub fn mount(tree: Tree, options: &SessionOptions) -> Result<Running> {
     config.n_threads = Some(processors.clamp(MIN_LOOPS, MAX_LOOPS));
     let session = Session::new(Bridge::new(tree), &options.mountpoint, &config).map_err(failed)?;
     let connection = Connection::of(session.as_fd()).map_err(failed)?;
+    let stand_in = std::thread::Builder::new().spawn(|| Ok(())).map_err(failed)?;
     let session = session.spawn().map_err(failed)?;
     let mount = table::of_annals(&options.mountpoint)?;
     if let Some(mount) = &mount {
         raise_read_ahead(mount);
     }
     let unmounter = Unmounter { mountpoint: options.mountpoint.clone(), mount, connection };
-    Ok(Running { session, unmounter })
+    Ok(Running { session, stand_in, unmounter })
 }
 
 impl Running {
     /// Serves until the mount is gone.
     pub fn wait(self) -> Result<()> {
-        let Self { session, unmounter } = self;
+        let Self { session, stand_in, unmounter } = self;
         let failed = |e| Error::io(format!("serving '{}' ended", unmounter.mountpoint.display()), e);
         // fuser 0.18 unmounts when its session is dropped, and takes a mount that has ended for one that has not, and so
         // whatever is at its place by then (https://github.com/cberner/fuser/pull/703, in no release yet). Dropping is
         // therefore left out, and what is to be unmounted is unmounted below.
         let mut session = ManuallyDrop::new(session);
-        let nothing = std::thread::Builder::new().spawn(|| Ok(())).map_err(failed)?;
-        let ended = std::mem::replace(&mut session.guard, nothing).join();
+        let ended = std::mem::replace(&mut session.guard, stand_in).join();
         let ended = ended.unwrap_or_else(|_| Err(std::io::Error::other("a bug: an event loop panicked")));
         // Loops that ended by themselves leave a mount that nobody serves.
         let unmounted = unmounter.unmount();
