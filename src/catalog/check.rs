@@ -1,6 +1,7 @@
 //! Looking into the images of a guest: which of its backups can be read, and what is in the way of the others.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -41,6 +42,9 @@ pub struct FoundArchive {
     /// How many entries it has, hard links counted once, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entries: Option<u64>,
+    /// How many paths of the tree are missing in it, or without their attributes, because they could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<NonZeroU64>,
 }
 
 impl FoundArchive {
@@ -48,11 +52,15 @@ impl FoundArchive {
     #[must_use]
     pub fn all_of(backup: &Backup) -> Vec<Self> {
         let noted = backup.manifest.as_ref().and_then(|manifest| manifest.archive.as_ref());
-        let found = backup.archives().map(|(file, format)| Self {
-            file: file.name.clone(),
-            format: format.name(),
-            size: file.size,
-            entries: noted.filter(|noted| noted.file == file.name).and_then(|noted| noted.entries),
+        let found = backup.archives().map(|(file, format)| {
+            let noted = noted.filter(|noted| noted.file == file.name);
+            Self {
+                file: file.name.clone(),
+                format: format.name(),
+                size: file.size,
+                entries: noted.and_then(|noted| noted.entries),
+                unreadable: noted.and_then(|noted| NonZeroU64::new(noted.unreadable)),
+            }
         });
         found.collect()
     }

@@ -12,6 +12,7 @@ use crate::catalog::{BackupSummary, CheckedBackup, FoundArchive, Guest, GuestId,
 ///
 /// Every image is looked into: its header and its tables, not its data; of a tar archive, its end. A backup is broken when a disk or
 /// an archive of it cannot be trusted, be it that an image is missing, damaged or must not be opened. The exit code is 3 when something is.
+/// A container's backup is incomplete when something could not be read as it was made; `show` tells how much, its backup.log what.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The guest whose backups to list; without it all guests are listed
@@ -63,6 +64,8 @@ struct BackupLine {
     disks: Vec<String>,
     archives: Vec<FoundArchive>,
     broken: bool,
+    /// Something could not be read when it was made; what is there is well.
+    incomplete: bool,
     problems: Vec<Problem>,
 }
 
@@ -162,6 +165,7 @@ fn list_backups(guest: &Guest, look: impl Fn(&Guest) -> Result<Vec<CheckedBackup
         directory: summary.directory().map(str::to_owned),
         summary: summary.clone(),
         disks: checked.disks,
+        incomplete: checked.archives.iter().any(|archive| archive.unreadable.is_some()),
         archives: checked.archives,
         broken: !checked.problems.is_empty(),
         problems: checked.problems,
@@ -176,7 +180,11 @@ fn list_backups(guest: &Guest, look: impl Fn(&Guest) -> Result<Vec<CheckedBackup
 fn backups_text(list: &Backups, output: &Output) -> String {
     let row = |line: &BackupLine| {
         let summary = &line.summary;
-        let state = if line.broken { "broken" } else { "ok" };
+        let state = match (line.broken, line.incomplete) {
+            (true, _) => "broken",
+            (false, true) => "incomplete",
+            (false, false) => "ok",
+        };
         let protected = if summary.protected { "yes" } else { "" };
         let remark: Vec<&str> = [&summary.label, &summary.notes].into_iter().flatten().map(String::as_str).collect();
         [

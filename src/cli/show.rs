@@ -275,15 +275,15 @@ fn text(shown: &Shown, output: &Output) -> String {
 }
 
 fn archive_text(archive: &ShownArchive, output: &Output) -> String {
-    let FoundArchive { file, format, size: bytes, entries } = &archive.found;
+    let FoundArchive { file, format, size: bytes, entries, unreadable } = &archive.found;
     let heading = output.paint(Tone::Strong, &format!("archive {}", printable(file)));
     let members = entries.map(|entries| format!(", {entries} members")).unwrap_or_default();
     let mut text = format!("{heading}: {format}, {}{members}\n", size(*bytes));
     for pattern in archive.manifest.iter().flat_map(|manifest| &manifest.excluded) {
         text += &format!("without: {}\n", printable(pattern));
     }
-    if let Some(unreadable @ 1..) = archive.manifest.as_ref().map(|manifest| manifest.unreadable) {
-        let paths = if unreadable == 1 { "path" } else { "paths" };
+    if let Some(unreadable) = unreadable {
+        let paths = if unreadable.get() == 1 { "path" } else { "paths" };
         let incomplete = output.paint(Tone::Bad, "incomplete");
         text += &format!("{incomplete}: {unreadable} {paths} could not be read when it was made; see its backup.log\n");
     }

@@ -298,6 +298,16 @@ fn a_user_who_may_not_read_everything_gets_a_backup_of_the_rest_and_is_told_what
         assert_eq!(shown.code, Some(0), "nothing in the store is broken");
         let shown = stage.store.annals(&["show", &format!("101@{backup}"), "--json"]).json();
         assert_eq!(shown["archives"][0]["manifest"]["unreadable"], 8);
+        for quick in [&["list", "101"][..], &["list", "101", "--quick"]] {
+            let listed = stage.store.annals(quick);
+            let line = listed.stdout.lines().find(|line| line.starts_with(&backup)).unwrap();
+            assert!(line.contains(" incomplete "), "{line}");
+            assert_eq!(listed.code, Some(0), "nothing in the store is broken");
+        }
+        let listed = stage.store.annals(&["list", "101", "--json"]).json();
+        let line = listed["backups"].as_array().unwrap().last().unwrap();
+        assert_eq!((&line["incomplete"], &line["broken"]), (&true.into(), &false.into()));
+        assert_eq!(line["archives"][0]["unreadable"], 8);
         assert_eq!(shown["archives"][0]["file"], file);
         let directory = shown["directory"].as_str().unwrap();
         let log = fs::read_to_string(stage.store.path().join("101").join(directory).join("backup.log")).unwrap();
