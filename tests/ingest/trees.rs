@@ -171,9 +171,40 @@ fn patterns_leave_out_the_same_in_both_formats() {
         assert_eq!(noted, ["/var/cache", "*.tmp", "me/secret", "/log/?", "\\[x]", "-rf"]);
     }
     let mut request = request(&scene.store(), &tree, TAR);
-    request.excludes = vec!["*".parse().unwrap()];
-    assert_eq!(run(&request, &|_| {}).unwrap_err().kind(), ErrorKind::Refused, "an archive of nothing");
+    for everything in ["*", "/*", "?*"] {
+        request.excludes = vec![everything.parse().unwrap()];
+        assert_eq!(run(&request, &|_| {}).unwrap_err().kind(), ErrorKind::Refused, "an archive of nothing");
+    }
     assert_eq!("/".parse::<container::Pattern>().unwrap_err().kind(), ErrorKind::Usage);
+}
+
+#[test]
+fn a_pattern_matches_names_of_the_tree_and_never_the_dot_that_tar_calls_its_top() {
+    if !ready() {
+        return;
+    }
+    let (scene, tree) = scene();
+    fs::remove_dir_all(&tree).unwrap();
+    for file in [".hidden", "a/tmp/1", "sub/.git/config", "sub/seen", "sub/xyseen", "tmp/2", "xysub/3"] {
+        fs::create_dir_all(tree.join(file).parent().unwrap()).unwrap();
+        fs::write(tree.join(file), file).unwrap();
+    }
+    let all = ["a/tmp/1", ".hidden", "sub/.git/config", "sub/seen", "sub/xyseen", "tmp/2", "xysub/3"];
+    for (pattern, gone) in [
+        (".*", &[".hidden", "sub/.git/config"][..]),
+        ("?", &["a/tmp/1", "tmp/2", "xysub/3"]),
+        ("?/tmp", &["a/tmp/1"]),
+        ("??seen", &["sub/xyseen"]),
+        ("[.x]?sub", &["xysub/3"]),
+        ("./sub", &["sub/.git/config", "sub/seen", "sub/xyseen"]),
+    ] {
+        let mut request = request(&scene.store(), &tree, TAR);
+        request.excludes = vec![pattern.parse().unwrap()];
+        back_up(&request);
+        let found = members(&contents(&scene.store(), &latest(&scene.store())));
+        let kept: BTreeSet<_> = all.iter().filter(|name| !gone.contains(name)).collect();
+        assert_eq!(all.iter().filter(|name| found.contains(**name)).collect::<BTreeSet<_>>(), kept, "{pattern}");
+    }
 }
 
 #[test]

@@ -24,10 +24,13 @@ pub(super) fn arguments(command: &mut Command, tree: &Path, excludes: &[String],
     command.args(["--verbose", "--verbose", "--quoting-style=escape", "--blocking-factor=128"]);
     command.args(["--wildcards", "--wildcards-match-slash", "--no-anchored"]);
     command.arg(format!("--exclude={ALWAYS_EXCLUDED}"));
+    // All are anchored at the dot that tar is told to begin at. To it that is a name like any other, which a pattern that may begin
+    // anywhere would match as well.
+    command.arg("--anchored");
     for pattern in excludes {
-        match pattern.starts_with('/') {
-            true => command.arg("--anchored").arg(format!("--exclude=.{pattern}")),
-            false => command.arg("--no-anchored").arg(format!("--exclude={pattern}")),
+        match pattern.strip_prefix('.').unwrap_or(pattern) {
+            anchored if anchored.starts_with('/') => command.arg(format!("--exclude=.{anchored}")),
+            _ => command.arg(format!("--exclude=./{pattern}")).arg(format!("--exclude=./*/{pattern}")),
         };
     }
     let mut directory = std::ffi::OsString::from("--directory=");

@@ -94,6 +94,10 @@ pub(super) async fn decide(choice: FormatChoice, source: &Source) -> Result<Arch
     let (listed, said) = tokio::join!(blocking(move || listed.listen(stdout)), blocking(move || said.listen(stderr)));
     listed.and(said)?;
     report.judge(tar.wait()?)?;
+    if report.entries() <= 1 && !source.excludes.is_empty() {
+        return Err(Error::new(ErrorKind::Refused, "nothing is left of the tree but its top")
+            .with_hint("look at the patterns, and whether something should be mounted there"));
+    }
     let acl = report.with_acl();
     let (format, reason) = choose(choice, acl.as_deref(), PACKER.is_there())?;
     let notes =

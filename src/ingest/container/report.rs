@@ -294,7 +294,7 @@ impl Report {
             let unknown = std::mem::take(&mut said.errors);
             unknown.first.iter().for_each(|line| said.warnings.add(line));
             return match said.entries {
-                0 => Err(Error::new(ErrorKind::Refused, "the patterns leave nothing of the tree")),
+                0 => Err(Error::new(ErrorKind::Refused, "nothing is left of the tree")),
                 _ => Ok(()),
             };
         }
