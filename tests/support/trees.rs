@@ -360,6 +360,7 @@ pub(crate) fn make_sample(root: &Path, sample: Sample) {
     xattr("home/text", "user.plain", b"value");
     xattr("home/text", "user.binary", &[0, 1, 2, 255, b'\n', b'=', 0]);
     xattr("home/text", "user.renames", b"x\n14 path=../zz\n");
+    xattr("home/text", "user.odd=name %25", b"odd");
     xattr("home", "user.on.a.directory", b"");
     xattr("etc/passwd", "trusted.secret", b"t");
     xattr("home/block", "security.capability", &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);

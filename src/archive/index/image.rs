@@ -11,7 +11,7 @@ use crate::base::{Error, Result};
 use crate::storage::{FileIdentity, LastingIdentity};
 
 /// Changes whenever the layout or the meaning of an index does: an older one is then built anew.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const MAGIC: &[u8; 16] = b"annals tar index";
 /// Bytes of the header, before the first section.
 pub(super) const HEADER: u64 = 128;

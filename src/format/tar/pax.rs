@@ -70,6 +70,9 @@ pub struct Fields {
     pub problems: Vec<String>,
     /// ACLs whose text names users: what they are is known only where the system's form stands beside them.
     named_acls: Vec<Xattr>,
+    /// Attributes whose names are in another spelling, and the names in libarchive's own records, as they stand there.
+    spelled: Vec<Xattr>,
+    of_libarchive: Vec<Vec<u8>>,
 }
 
 impl Fields {
@@ -93,6 +96,13 @@ impl Fields {
                     fields.sparse_map.get_or_insert_default().push(extent);
                 }
                 _ => fields.take(key, value)?,
+            }
+        }
+        let of_libarchive = std::mem::take(&mut fields.of_libarchive);
+        for (name, value) in std::mem::take(&mut fields.spelled) {
+            // libarchive spells more than that in its own way, and says each once more where there is no doubt about it.
+            if !of_libarchive.contains(&name) {
+                fields.xattr(&as_gnu_tar_spells(&name), value);
             }
         }
         for (name, value) in std::mem::take(&mut fields.named_acls) {
@@ -133,9 +143,14 @@ impl Fields {
             }
             b"GNU.sparse.map" => self.sparse_map = Some(map(value)?),
             _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.xattr(name, value.to_vec());
-                } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
+                if let Some(name) = key.strip_prefix(SCHILY_XATTR) {
+                    if name.contains(&b'%') {
+                        self.spelled.retain(|(known, _)| known != name);
+                        self.spelled.push((name.to_vec(), value.to_vec()));
+                    } else {
+                        self.xattr(name, value.to_vec());
+                    }
+                } else if let Some(name) = key.strip_prefix(LIBARCHIVE_XATTR) {
                     self.libarchive_xattr(name, value);
                 }
             }
@@ -172,6 +187,9 @@ impl Fields {
 
     /// libarchive writes each attribute in base64, and once more in star's form where that can hold it.
     fn libarchive_xattr(&mut self, name: &[u8], value: &[u8]) {
+        if name.contains(&b'%') {
+            self.of_libarchive.push(name.to_vec());
+        }
         match (percent_decoded(name), base64(value)) {
             (Some(name), Some(value)) => self.xattr(&name, value),
             _ => self.problem(name, value),
@@ -187,6 +205,45 @@ impl Fields {
             None => self.xattrs.push((name.to_vec(), value)),
         }
     }
+}
+
+/// What keys of attributes begin with: star's, which GNU tar writes as well, and libarchive's own.
+const SCHILY_XATTR: &[u8] = b"SCHILY.xattr.";
+const LIBARCHIVE_XATTR: &[u8] = b"LIBARCHIVE.xattr.";
+
+/// The name of an attribute that GNU tar spelled: it has `%3D` for the `=` that would end a key, and `%25` for `%`.
+fn as_gnu_tar_spells(name: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((first, after)) = rest.split_first() {
+        let (byte, after) = match (first, after) {
+            (b'%', [b'3', b'D', after @ ..]) => (b'=', after),
+            (b'%', [b'2', b'5', after @ ..]) => (b'%', after),
+            _ => (*first, after),
+        };
+        decoded.push(byte);
+        rest = after;
+    }
+    decoded
+}
+
+/// The same records with each attribute whose name GNU tar spelled otherwise in libarchive's form, where every reader takes the name for what
+/// it is; `None` where there is none. tar2sqfs takes the other form by the letter.
+#[must_use]
+pub fn with_attributes_as_libarchive(data: &[u8]) -> Option<Vec<u8>> {
+    let records = Records(data).collect::<Result<Vec<_>>>().ok()?;
+    let mut changed = false;
+    let mut rewritten = Vec::with_capacity(data.len());
+    for (key, value) in records {
+        match key.strip_prefix(SCHILY_XATTR).filter(|name| name.contains(&b'%')) {
+            Some(name) => {
+                push_record(&mut rewritten, &[LIBARCHIVE_XATTR, name].concat(), to_base64(value).as_bytes());
+                changed = true;
+            }
+            None => push_record(&mut rewritten, key, value),
+        }
+    }
+    changed.then_some(rewritten)
 }
 
 /// The two forms in which an ACL may stand among the records: as text, and as the system has it.
@@ -335,6 +392,21 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
         held &= (1 << bits) - 1;
     }
     Some(bytes)
+}
+
+/// Standard base64, padded.
+fn to_base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for part in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(part.get(at).copied().unwrap_or(0));
+        let held = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for at in 0..4 {
+            let digit = DIGITS.get((held >> (18 - 6 * at) & 63) as usize).filter(|_| at <= part.len());
+            text.push(char::from(*digit.unwrap_or(&b'=')));
+        }
+    }
+    text
 }
 
 /// `%41` as `A`.

@@ -110,3 +110,31 @@ fn a_map_before_the_data_is_read_across_blocks_and_no_further() {
     assert!(MapReader::new(9).take(&[b'1'; 30]).is_err(), "a number without an end");
     assert!(MapReader::new(9).take(b"0\n").unwrap(), "a file of one hole");
 }
+
+#[test]
+fn names_of_attributes_are_read_as_gnu_tar_and_libarchive_spell_them() {
+    let record = |key: &str, value: &[u8]| {
+        let rest = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
+        let len = (1..).find(|len: &usize| *len == rest.len() + len.to_string().len()).unwrap();
+        [len.to_string().into_bytes(), rest].concat()
+    };
+    let xattrs = |data: &[u8]| Fields::parse(&GlobalFields::default(), data).unwrap().xattrs;
+    let one = |name: &str, value: &[u8]| vec![(name.as_bytes().to_vec(), value.to_vec())];
+    for (spelled, name) in [("a%3Db%25c", "a=b%c"), ("a%253D", "a%3D"), ("a%41%", "a%41%")] {
+        let data = record(&format!("SCHILY.xattr.user.{spelled}"), b"v");
+        assert_eq!(xattrs(&data), one(&format!("user.{name}"), b"v"));
+    }
+    // libarchive says it twice.
+    let twice = [record("LIBARCHIVE.xattr.user.a%20b", b"AAE"), record("SCHILY.xattr.user.a%20b", b"\0\x01")].concat();
+    assert_eq!(xattrs(&twice), one("user.a b", b"\0\x01"));
+
+    let value: Vec<u8> = (0..=255).collect();
+    for len in [0, 1, 2, 3, 256] {
+        let path = record("path", b"p");
+        let data = [path.clone(), record("SCHILY.xattr.user.a%3Db", &value[..len])].concat();
+        let rewritten = with_attributes_as_libarchive(&data).unwrap();
+        assert!(rewritten.windows(16).any(|part| part == b"LIBARCHIVE.xattr"));
+        assert_eq!(xattrs(&rewritten), one("user.a=b", &value[..len]), "{len} bytes");
+        assert_eq!(with_attributes_as_libarchive(&path), None);
+    }
+}

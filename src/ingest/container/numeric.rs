@@ -1,11 +1,13 @@
 //! A tar stream in which ACLs are told by numbers. See [`with_numbers_in_acls`] for why tar's own is not like that. On the way, the maps
-//! of sparse files are looked at: see [`holes`](super::holes).
+//! of sparse files are looked at, see [`holes`](super::holes), and for the packer names of attributes are told as it takes them.
 
 use std::io::{self, Read};
 
 use super::holes::{Checked, Doubt, MapCheck};
 use crate::base::units::to_usize;
-use crate::format::tar::{BLOCK, Fields, GlobalFields, Header, TypeFlag, padded, with_numbers_in_acls};
+use crate::format::tar::{
+    BLOCK, Fields, GlobalFields, Header, TypeFlag, padded, with_attributes_as_libarchive, with_numbers_in_acls,
+};
 
 /// Most bytes of extended records that are looked into; attributes of a file are far below. Longer ones pass as they are.
 const LONGEST_RECORDS: u64 = 16 << 20;
@@ -13,6 +15,8 @@ const LONGEST_RECORDS: u64 = 16 << 20;
 /// What `inner`, a tar archive of POSIX format, is with numbers in its ACLs.
 pub(super) struct NumericAcls<R> {
     inner: R,
+    /// Whether it is tar2sqfs that reads it.
+    for_packer: bool,
     /// Bytes that come next without being looked into: members' data.
     passing: u64,
     /// Bytes that come before anything else, and how many of them are gone.
@@ -31,9 +35,10 @@ pub(super) struct NumericAcls<R> {
 }
 
 impl<R: Read> NumericAcls<R> {
-    pub(super) fn new(inner: R) -> Self {
+    pub(super) fn new(inner: R, for_packer: bool) -> Self {
         Self {
             inner,
+            for_packer,
             passing: 0,
             ready: Vec::new(),
             taken: 0,
@@ -68,7 +73,13 @@ impl<R: Read> NumericAcls<R> {
                     self.unclear = self.unclear.saturating_add(1);
                     None
                 });
-                match numbered.and_then(|numbered| Some((header.resized(numbered.len() as u64)?, numbered))) {
+                let spelled =
+                    self.for_packer.then(|| with_attributes_as_libarchive(numbered.as_deref().unwrap_or(data)));
+                match spelled
+                    .flatten()
+                    .or(numbered)
+                    .and_then(|numbered| Some((header.resized(numbered.len() as u64)?, numbered)))
+                {
                     Some((block, mut numbered)) => {
                         numbered.resize(numbered.len().next_multiple_of(BLOCK), 0);
                         self.ready.clear();
@@ -159,7 +170,7 @@ mod tests {
     }
 
     fn told_by_numbers(bytes: &[u8], piece: usize) -> Vec<u8> {
-        let mut reader = NumericAcls::new(bytes);
+        let mut reader = NumericAcls::new(bytes, false);
         let (mut all, mut buf) = (Vec::new(), vec![0; piece]);
         loop {
             match reader.read(&mut buf).unwrap() {

@@ -93,7 +93,10 @@ impl Stream<'_> {
         let said = self.report.clone();
         let listening = blocking(move || said.listen(stderr));
         let reader = Reader {
-            pipe: NumericAcls::new(BufReader::with_capacity(PIPE_BYTES, stdout)),
+            pipe: NumericAcls::new(
+                BufReader::with_capacity(PIPE_BYTES, stdout),
+                self.plan.format == ArchiveFormat::Squashfs,
+            ),
             report: self.report.clone(),
             pace: self.bytes_per_second.map(Pace::new),
             handle: Handle::current(),
