@@ -325,6 +325,9 @@ pub(crate) fn make_sample(root: &Path, sample: Sample) {
     holes("var/hole at start", 299_999, &[(262_144, 37_855)]);
     let many: Vec<_> = (0..60).map(|i| (i * 65_536 + 16_384, 4096)).collect();
     holes("var/many holes", 60 * 65_536, &many);
+    // A name that is not ASCII stands in records of its own.
+    holes("var/h\u{f6}hle", 100_000, &[(16_384, 4096)]);
+    fs::hard_link(root.join("var/h\u{f6}hle"), root.join("var/zweite")).unwrap();
     if sample.huge {
         holes("var/huge", 9 << 30, &[(4096, 4096), (8 << 30, 5000), ((9 << 30) - 4096, 4096)]);
     }

@@ -12,5 +12,5 @@ mod tests;
 
 pub use acl::{acl_permissions, acl_to_text, acl_to_xattr};
 pub use header::{BLOCK, Dialect, Header, TypeFlag, padded};
-pub use pax::{Fields, GlobalFields, Xattr, with_attributes_as_libarchive, with_numbers_in_acls};
+pub use pax::{Fields, GlobalFields, Xattr, as_tar2sqfs_takes_them, with_numbers_in_acls};
 pub use sparse::{Extent, MapReader, OLD_EXTENTS_IN_BLOCK, OLD_EXTENTS_IN_HEADER, SparseMap, old_extents};

@@ -227,20 +227,25 @@ fn as_gnu_tar_spells(name: &[u8]) -> Vec<u8> {
     decoded
 }
 
-/// The same records with each attribute whose name GNU tar spelled otherwise in libarchive's form, where every reader takes the name for what
-/// it is; `None` where there is none. tar2sqfs takes the other form by the letter.
+/// The same records without what tar2sqfs takes otherwise than GNU tar, which wrote them, means it; `None` where there is nothing like that.
+///
+/// * It takes the name of an attribute by the letter. Each that GNU tar spelled in its own way gets libarchive's form, which it decodes.
+/// * Of the two names of a sparse file it takes the last, and `path`, which GNU tar makes up for readers that know no holes, follows the
+///   true one where it is long or not ASCII.
 #[must_use]
-pub fn with_attributes_as_libarchive(data: &[u8]) -> Option<Vec<u8>> {
+pub fn as_tar2sqfs_takes_them(data: &[u8]) -> Option<Vec<u8>> {
     let records = Records(data).collect::<Result<Vec<_>>>().ok()?;
+    let has_true_name = records.iter().any(|(key, _)| *key == b"GNU.sparse.name");
     let mut changed = false;
     let mut rewritten = Vec::with_capacity(data.len());
     for (key, value) in records {
-        match key.strip_prefix(SCHILY_XATTR).filter(|name| name.contains(&b'%')) {
-            Some(name) => {
-                push_record(&mut rewritten, &[LIBARCHIVE_XATTR, name].concat(), to_base64(value).as_bytes());
-                changed = true;
-            }
-            None => push_record(&mut rewritten, key, value),
+        if key == b"path" && has_true_name {
+            changed = true;
+        } else if let Some(name) = key.strip_prefix(SCHILY_XATTR).filter(|name| name.contains(&b'%')) {
+            push_record(&mut rewritten, &[LIBARCHIVE_XATTR, name].concat(), to_base64(value).as_bytes());
+            changed = true;
+        } else {
+            push_record(&mut rewritten, key, value);
         }
     }
     changed.then_some(rewritten)

@@ -132,9 +132,11 @@ fn names_of_attributes_are_read_as_gnu_tar_and_libarchive_spell_them() {
     for len in [0, 1, 2, 3, 256] {
         let path = record("path", b"p");
         let data = [path.clone(), record("SCHILY.xattr.user.a%3Db", &value[..len])].concat();
-        let rewritten = with_attributes_as_libarchive(&data).unwrap();
+        let rewritten = as_tar2sqfs_takes_them(&data).unwrap();
         assert!(rewritten.windows(16).any(|part| part == b"LIBARCHIVE.xattr"));
         assert_eq!(xattrs(&rewritten), one("user.a=b", &value[..len]), "{len} bytes");
-        assert_eq!(with_attributes_as_libarchive(&path), None);
+        assert_eq!(as_tar2sqfs_takes_them(&path), None);
     }
+    let true_name = record("GNU.sparse.name", b"n");
+    assert_eq!(as_tar2sqfs_takes_them(&[true_name.clone(), record("path", b"made up")].concat()), Some(true_name));
 }

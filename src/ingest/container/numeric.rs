@@ -1,12 +1,12 @@
 //! A tar stream in which ACLs are told by numbers. See [`with_numbers_in_acls`] for why tar's own is not like that. On the way, the maps
-//! of sparse files are looked at, see [`holes`](super::holes), and for the packer names of attributes are told as it takes them.
+//! of sparse files are looked at, see [`holes`](super::holes), and names are told as the packer takes them where it reads the stream.
 
 use std::io::{self, Read};
 
 use super::holes::{Checked, Doubt, MapCheck};
 use crate::base::units::to_usize;
 use crate::format::tar::{
-    BLOCK, Fields, GlobalFields, Header, TypeFlag, padded, with_attributes_as_libarchive, with_numbers_in_acls,
+    BLOCK, Fields, GlobalFields, Header, TypeFlag, as_tar2sqfs_takes_them, padded, with_numbers_in_acls,
 };
 
 /// Most bytes of extended records that are looked into; attributes of a file are far below. Longer ones pass as they are.
@@ -73,8 +73,7 @@ impl<R: Read> NumericAcls<R> {
                     self.unclear = self.unclear.saturating_add(1);
                     None
                 });
-                let spelled =
-                    self.for_packer.then(|| with_attributes_as_libarchive(numbered.as_deref().unwrap_or(data)));
+                let spelled = self.for_packer.then(|| as_tar2sqfs_takes_them(numbered.as_deref().unwrap_or(data)));
                 match spelled
                     .flatten()
                     .or(numbered)
