@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
         return plan.serve(args.report_to_parent);
     }
     // Most errors are seen here, before there is another process.
-    fuse::check_mountpoint(&plan.mountpoint, plan.options.non_empty)?;
+    fuse::check_mountpoint(&plan.mountpoint, plan.options.non_empty, &plan.store)?;
     match background::start(&plan, &args.options, global.verbose)? {
         None => Ok(Outcome::Done),
         // It has said why.
@@ -120,7 +120,7 @@ impl Plan {
         let derived = derived_dir();
         let env = DiskEnv::keeping(self.cache_size, derived.clone());
         let store = Store::open(&self.store, Arc::clone(&env))?;
-        fuse::check_mountpoint(&self.mountpoint, self.options.non_empty)?;
+        fuse::check_mountpoint(&self.mountpoint, self.options.non_empty, &self.store)?;
         let archives = ArchiveEnv::new(env.block_cache().clone(), derived);
         let tree = Tree::new(store, env, archives, self.options.ownership);
         let session = SessionOptions {

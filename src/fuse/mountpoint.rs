@@ -36,8 +36,8 @@ pub(super) fn is_stale(error: &io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
-/// Fails with what to do when `path` (made [absolute](resolve)) is not a directory that can be mounted on.
-pub fn check(path: &Path, may_hide_files: bool) -> Result<()> {
+/// Fails with what to do when `path` (made [absolute](resolve)) is not a directory that `store` (absolute) can be mounted on.
+pub fn check(path: &Path, may_hide_files: bool, store: &Path) -> Result<()> {
     let shown = path.display();
     let top = table::top_at(table::mounts()?, path);
     let entries = match std::fs::read_dir(path) {
@@ -58,6 +58,12 @@ pub fn check(path: &Path, may_hide_files: bool) -> Result<()> {
     if !may_hide_files && entries.into_iter().next().is_some() {
         return Err(Error::new(ErrorKind::Usage, format!("the directory '{shown}' is not empty"))
             .with_hint("mount on an empty directory, or give -o nonempty to hide what is in it"));
+    }
+    // Its process would come to the store through the mount, and wait for itself for ever.
+    let leads_to_store = store.canonicalize().is_ok_and(|target| target.starts_with(path));
+    if leads_to_store || store.starts_with(path) {
+        let message = format!("the mount on '{shown}' would hide the store '{}' that it shows", store.display());
+        return Err(Error::new(ErrorKind::Usage, message).with_hint("mount on a directory that the store is not in"));
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Mounting: in the background, in the foreground, and not at all.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -67,7 +68,14 @@ fn a_mount_that_cannot_be_says_why_and_what_to_do() {
     .unwrap();
     let missing = store.scratch("missing");
     let good = store.path();
-    let cases: [Case; 9] = [
+    let (above, link) = (store.scratch("above"), store.scratch("link"));
+    fs::create_dir_all(above.join("store/100")).unwrap();
+    symlink(above.join("store"), &link).unwrap();
+    let below = above.join("store");
+    symlink(&good, above.join("link")).unwrap();
+    let through = above.join("link");
+    let hides: &[&str] = &["would hide the store", "hint: "];
+    let cases: [Case; 13] = [
         (&good, &[], &missing, 1, &["cannot find", "missing"]),
         (&good, &[], &file, 2, &["is not a directory"]),
         (&good, &[], &full, 2, &["is not empty", "hint: ", "nonempty"]),
@@ -77,6 +85,10 @@ fn a_mount_that_cannot_be_says_why_and_what_to_do() {
         (&good, &["--log-file", "/nowhere/log"], &point, 1, &["/nowhere/log"]),
         (&missing, &[], &point, 1, &["missing", "hint: "]),
         (&newer, &[], &point, 1, &["99"]),
+        (&below, &["-o", "nonempty"], &above, 2, hides),
+        (&below, &["-o", "nonempty"], &below, 2, hides),
+        (&link, &["-o", "nonempty"], &above, 2, hides),
+        (&through, &["-o", "nonempty"], &above, 2, hides),
     ];
     for (store, args, point, code, words) in cases {
         for foreground in [false, true] {
