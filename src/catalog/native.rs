@@ -75,7 +75,7 @@ pub(super) fn read(gate: &Gate, guest: &GuestId, summary: &BackupSummary, dir: &
         let path = dir.join(&entry.name)?;
         match (entry.kind, gate.stat(&path)) {
             (EntryKind::File, Ok(stat)) if stat.kind == EntryKind::File => {
-                backup.files.push(BackupFile { name: entry.name.clone(), path, size: stat.identity.size });
+                backup.files.push(BackupFile { name: entry.name.clone(), path, size: stat.identity.identity.size });
             }
             // Gone between the listing and now.
             (_, Err(e)) if e.kind() == ErrorKind::NotFound => {}

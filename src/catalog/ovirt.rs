@@ -115,7 +115,7 @@ fn read_disk(
     }
     levels::cut(&mut images, problems);
     for (path, _) in &images {
-        let time = gate.stat(path).map_or(Timestamp::EPOCH, |stat| stat.identity.modified());
+        let time = gate.stat(path).map_or(Timestamp::EPOCH, |stat| stat.identity.identity.modified());
         times.insert(path.clone(), time);
     }
     Ok(DiskDir { disk: disk.to_owned(), links: Links::read(gate, images), times })

@@ -33,7 +33,7 @@ pub(super) fn read(gate: &Gate, entries: &[DirEntry]) -> Result<Contents> {
     let links = Links::read(gate, images);
     contents.files = other_files(gate, entries, &links, &mut contents.problems)?;
 
-    let time_of = |path: &RelPath| gate.stat(path).map_or(Timestamp::EPOCH, |stat| stat.identity.modified());
+    let time_of = |path: &RelPath| gate.stat(path).map_or(Timestamp::EPOCH, |stat| stat.identity.identity.modified());
     let mut taken: HashSet<String> = HashSet::new();
     for chain in links.chains(&mut contents.problems) {
         // A chain is called after its base, which stays the same as it grows; where several share one, after their heads.

@@ -11,7 +11,7 @@ use super::layer::{Layer, Node, NodeId};
 use super::map::RegionMap;
 use crate::base::Result;
 use crate::format::ImageFormat;
-use crate::storage::{BlockCache, CacheStats, DerivedDir, FileIdentity, FileNumber};
+use crate::storage::{BlockCache, CacheStats, DerivedDir, FileNumber, LastingIdentity};
 
 /// Names the map of one region of the disk that `node` and the layers below it make up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,7 +24,7 @@ pub(super) struct MapKey {
 /// The same image file above the same layers is the same node, whoever opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct NodeKey {
-    file: FileIdentity,
+    file: LastingIdentity,
     format: ImageFormat,
     below: Option<NodeId>,
 }
@@ -129,7 +129,7 @@ impl DiskEnv {
 
     /// The node of `layer` above `below`: the one that is open already, or a new one.
     pub(super) fn node(&self, layer: Layer, below: Option<NodeId>) -> Arc<Node> {
-        let key = NodeKey { file: layer.identity(), format: layer.format(), below };
+        let key = NodeKey { file: layer.lasting_identity(), format: layer.format(), below };
         // Whatever panicked while holding it, the table is whole: entries are only inserted and dropped.
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(node) = nodes.open.get(&key).and_then(Weak::upgrade) {

@@ -43,7 +43,7 @@ pub struct LayerInfo {
     /// The size of its file, in bytes.
     pub file_size: u64,
     /// Which file it is, as it was when opened.
-    pub identity: FileIdentity,
+    pub identity: LastingIdentity,
     /// Its header, for a qcow2 image.
     pub header: Option<Header>,
 }
@@ -171,7 +171,7 @@ impl Layer {
             format: self.format(),
             virtual_size: self.size(),
             file_size: self.file.size(),
-            identity: self.identity(),
+            identity: self.lasting_identity(),
             header: self.qcow2().map(|image| image.header().clone()),
         }
     }

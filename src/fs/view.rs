@@ -14,7 +14,7 @@ use crate::archive::{self, ArchiveEnv, ArchiveFormat};
 use crate::base::{Error, ErrorKind, GuestOffset, GuestRange};
 use crate::catalog::{Backup, BackupFile, DiskEntry, Problem, Store};
 use crate::disk::{Disk, PartitionTable, partitions};
-use crate::storage::{FileIdentity, Storage};
+use crate::storage::{FileIdentity, LastingIdentity, Storage};
 
 /// One name in a backup's directory.
 #[derive(Debug, Clone)]
@@ -296,11 +296,10 @@ fn broken_text(entry: &DiskEntry, error: &Error) -> String {
     text
 }
 
-fn identity_version(hash: &mut Hash, identity: FileIdentity) {
-    hash.add(&identity.device.to_le_bytes());
-    hash.add(&identity.inode.to_le_bytes());
-    hash.add(&identity.size.to_le_bytes());
-    hash.add(&identity.mtime_ns.to_le_bytes());
+fn identity_version(hash: &mut Hash, identity: LastingIdentity) {
+    let LastingIdentity { identity: FileIdentity { device, inode, size, mtime_ns }, ctime_ns } = identity;
+    [device, inode, size].iter().for_each(|number| hash.add(&number.to_le_bytes()));
+    [mtime_ns, ctime_ns].iter().for_each(|time| hash.add(&time.to_le_bytes()));
 }
 
 /// The version of a disk's content: which file each of its layers is, in which state.
@@ -313,7 +312,7 @@ pub(super) fn disk_version(disk: &Disk) -> u64 {
 /// The version of a file of the store.
 pub(super) fn file_version(file: &impl Storage) -> u64 {
     let mut hash = Hash::new();
-    identity_version(&mut hash, file.identity());
+    identity_version(&mut hash, file.lasting_identity());
     hash.finish()
 }
 

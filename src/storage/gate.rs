@@ -39,7 +39,7 @@ pub struct FileStat {
     /// What it is.
     pub kind: EntryKind,
     /// Which file, which state.
-    pub identity: FileIdentity,
+    pub identity: LastingIdentity,
     /// Permission bits.
     pub mode: u32,
     /// Owner.
@@ -306,12 +306,7 @@ fn statx(fd: &OwnedFd, flags: AtFlags) -> rustix::io::Result<Statx> {
 fn file_stat(statx: &Statx) -> FileStat {
     FileStat {
         kind: entry_kind(FileType::from_raw_mode(statx.stx_mode.into())),
-        identity: FileIdentity {
-            device: (u64::from(statx.stx_dev_major) << 32) | u64::from(statx.stx_dev_minor),
-            inode: statx.stx_ino,
-            size: statx.stx_size,
-            mtime_ns: nanoseconds(statx.stx_mtime),
-        },
+        identity: lasting_identity(statx),
         mode: u32::from(statx.stx_mode) & 0o7777,
         uid: statx.stx_uid,
         gid: statx.stx_gid,
@@ -319,7 +314,13 @@ fn file_stat(statx: &Statx) -> FileStat {
 }
 
 fn lasting_identity(statx: &Statx) -> LastingIdentity {
-    LastingIdentity { identity: file_stat(statx).identity, ctime_ns: nanoseconds(statx.stx_ctime) }
+    let identity = FileIdentity {
+        device: (u64::from(statx.stx_dev_major) << 32) | u64::from(statx.stx_dev_minor),
+        inode: statx.stx_ino,
+        size: statx.stx_size,
+        mtime_ns: nanoseconds(statx.stx_mtime),
+    };
+    LastingIdentity { identity, ctime_ns: nanoseconds(statx.stx_ctime) }
 }
 
 fn nanoseconds(time: rustix::fs::StatxTimestamp) -> i128 {
