@@ -375,7 +375,11 @@ impl Scan<'_> {
             Some(mtime) => mtime,
             None => FileTime::from_seconds(header.mtime().map_err(about_member)?),
         };
-        let permissions = header.permissions().map_err(about_member)?;
+        let permissions = match kind {
+            // Whatever the archive says, that is what a symlink has.
+            Kind::Symlink => 0o777,
+            _ => header.permissions().map_err(about_member)?,
+        };
         // Some writers store the group's own entry where `stat` has the mask.
         let access = fields.xattrs.iter().find(|(name, _)| name == b"system.posix_acl_access");
         let from_acl = access.and_then(|(_, value)| acl_permissions(value));

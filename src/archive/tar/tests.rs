@@ -240,6 +240,7 @@ fn sizes_of_what_has_no_data_are_believed_only_where_data_follows() {
     assert_eq!(tree.broken(), None);
     assert_eq!(names(&tree, ""), ["after", "d", "l", "p"]);
     assert_eq!(tree.read_link(find(&tree, "l").unwrap()).unwrap(), b"target");
+    assert_eq!((stat(&tree, "l").permissions, stat(&tree, "p").permissions), (0o777, 0o640), "as the system has them");
 }
 
 #[test]
