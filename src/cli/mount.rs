@@ -33,7 +33,7 @@ const CACHE_SIZE: &str = "64M";
 /// nosuid and nodev, and only for whoever mounted it unless -o allow_other is given.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The directory to mount on, which must be empty
+    /// The directory to mount on, which must be empty, and neither in the store nor around it
     #[arg(value_name = "MNT")]
     mountpoint: PathBuf,
     /// Mount options, with commas between

@@ -59,13 +59,22 @@ pub fn check(path: &Path, may_hide_files: bool, store: &Path) -> Result<()> {
         return Err(Error::new(ErrorKind::Usage, format!("the directory '{shown}' is not empty"))
             .with_hint("mount on an empty directory, or give -o nonempty to hide what is in it"));
     }
-    // Its process would come to the store through the mount, and wait for itself for ever.
-    let leads_to_store = store.canonicalize().is_ok_and(|target| target.starts_with(path));
-    if leads_to_store || store.starts_with(path) {
-        let message = format!("the mount on '{shown}' would hide the store '{}' that it shows", store.display());
-        return Err(Error::new(ErrorKind::Usage, message).with_hint("mount on a directory that the store is not in"));
-    }
-    Ok(())
+    apart(path, store)
+}
+
+/// Fails when whoever reads `store` would come through a mount on `path`: the mount's own process would wait for itself
+/// for ever, and could not even be killed.
+fn apart(path: &Path, store: &Path) -> Result<()> {
+    let (shown, stored) = (path.display(), store.display());
+    let target = store.canonicalize().unwrap_or_else(|_| store.to_owned());
+    let message = if target.starts_with(path) || store.starts_with(path) {
+        format!("the mount on '{shown}' would hide the store '{stored}' that it shows")
+    } else if path.starts_with(&target) {
+        format!("the mount on '{shown}' would be part of the store '{stored}' that it shows")
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::Usage, message).with_hint("mount on a directory beside the store"))
 }
 
 /// The error for a mount whose daemon was killed.

@@ -74,8 +74,11 @@ fn a_mount_that_cannot_be_says_why_and_what_to_do() {
     let below = above.join("store");
     symlink(&good, above.join("link")).unwrap();
     let through = above.join("link");
+    let inside = below.join("mnt");
+    fs::create_dir(&inside).unwrap();
+    let is_part: &[&str] = &["would be part of the store", "hint: "];
     let hides: &[&str] = &["would hide the store", "hint: "];
-    let cases: [Case; 13] = [
+    let cases: [Case; 15] = [
         (&good, &[], &missing, 1, &["cannot find", "missing"]),
         (&good, &[], &file, 2, &["is not a directory"]),
         (&good, &[], &full, 2, &["is not empty", "hint: ", "nonempty"]),
@@ -89,6 +92,8 @@ fn a_mount_that_cannot_be_says_why_and_what_to_do() {
         (&below, &["-o", "nonempty"], &below, 2, hides),
         (&link, &["-o", "nonempty"], &above, 2, hides),
         (&through, &["-o", "nonempty"], &above, 2, hides),
+        (&below, &[], &inside, 2, is_part),
+        (&link, &[], &inside, 2, is_part),
     ];
     for (store, args, point, code, words) in cases {
         for foreground in [false, true] {
