@@ -9,6 +9,9 @@ use crate::base::{Error, ErrorKind, GuestOffset, GuestRange, HostOffset, Result,
 use crate::disk::Disk;
 use crate::storage::{Storage, StoreFile};
 
+/// What programs that read past the page cache (`O_DIRECT`) read in, and expect holes in; the block size that `stat` tells.
+const BLOCK: u64 = 4096;
+
 /// Where a search for data or holes starts to look, as `lseek` puts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whence {
@@ -104,6 +107,29 @@ impl OpenFile {
             Whence::Data => relative.filter(|found| *found < self.size),
             Whence::Hole => relative.map(|found| found.min(self.size)),
         })
+    }
+
+    /// The same in whole blocks: one in which any byte is data is data.
+    pub(super) fn seek_blocks(&self, at: u64, whence: Whence) -> Result<Option<u64>> {
+        if at >= self.size {
+            return Ok(None);
+        }
+        let start_of = |at: u64| at - at % BLOCK;
+        let mut block = start_of(at);
+        loop {
+            let data = self.seek(block, Whence::Data)?;
+            match (whence, data) {
+                (Whence::Data, data) => return Ok(data.map(|data| start_of(data).max(at))),
+                (Whence::Hole, Some(data)) if start_of(data) == block => {
+                    let hole = self.seek(data, Whence::Hole)?.unwrap_or(self.size);
+                    block = start_of(hole.saturating_add(BLOCK - 1)).max(block.saturating_add(BLOCK));
+                    if block >= self.size {
+                        return Ok(Some(self.size));
+                    }
+                }
+                (Whence::Hole, _) => return Ok(Some(block.max(at))),
+            }
+        }
     }
 
     /// Says that these bytes will be read soon.

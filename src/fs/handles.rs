@@ -1,7 +1,7 @@
 //! What is open: files with their reading pattern, directories with the listing they were opened on.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::dir::Listing;
@@ -16,6 +16,8 @@ pub(super) struct FileHandle {
     pub(super) inode: Inode,
     pub(super) file: Arc<OpenFile>,
     pub(super) ahead: ReadAhead,
+    /// Whether holes are told in whole blocks.
+    pub(super) in_blocks: AtomicBool,
 }
 
 /// A directory as one opener has it. The listing is taken when reading starts, and again when it starts over.
@@ -63,7 +65,7 @@ impl Handles {
     /// Opens `inode` with content that no other opener gets.
     pub(super) fn open_private(&self, inode: Inode, file: Arc<OpenFile>) -> Handle {
         let handle = self.number();
-        let open = Arc::new(FileHandle { inode, file, ahead: ReadAhead::default() });
+        let open = Arc::new(FileHandle { inode, file, ahead: ReadAhead::default(), in_blocks: AtomicBool::new(false) });
         self.files.write().unwrap_or_else(PoisonError::into_inner).insert(handle, open);
         handle
     }

@@ -1,6 +1,7 @@
 //! The tree: every question of a reader, answered from the catalog and the disks.
 
 use std::ffi::{OsStr, OsString};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use quick_cache::sync::Cache;
@@ -215,10 +216,21 @@ impl Tree {
         open.file.read_at(buf, at).inspect_err(|error| self.faults.report(&open.file.subject, at, len, error))
     }
 
+    /// Has [`seek`](Self::seek) speak of whole blocks of 4096 bytes: for a file that was opened with `O_DIRECT`, in which QEMU
+    /// takes it for granted that holes begin and end where it can read.
+    pub fn seek_in_blocks(&self, handle: Handle) -> Result<()> {
+        self.handles.file(handle).map(|open| open.in_blocks.store(true, Ordering::Relaxed))
+    }
+
     /// The next data or hole at or after byte `at`; `None` where there is none.
     pub fn seek(&self, handle: Handle, at: u64, whence: Whence) -> Result<Option<u64>> {
         let open = self.handles.file(handle)?;
-        open.file.seek(at, whence).inspect_err(|error| self.faults.report(&open.file.subject, at, 0, error))
+        let found = if open.in_blocks.load(Ordering::Relaxed) {
+            open.file.seek_blocks(at, whence)
+        } else {
+            open.file.seek(at, whence)
+        };
+        found.inspect_err(|error| self.faults.report(&open.file.subject, at, 0, error))
     }
 
     /// Ends what [`open`](Self::open) began.

@@ -27,6 +27,8 @@ const MAX_BACKGROUND: u16 = 64;
 const NAME_MAX: u32 = 255;
 /// Numbers are derived from content, and a number's content never changes while the kernel knows it.
 const GENERATION: Generation = Generation(0);
+/// `O_DIRECT` of open(2), which is another number on other processors.
+const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
 /// `SEEK_DATA` and `SEEK_HOLE` of lseek(2).
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
@@ -192,7 +194,15 @@ impl Filesystem for Bridge {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        self.answer(inode, move |this| match this.ask(|tree| tree.open(node(inode))) {
+        let direct = flags.0 & O_DIRECT != 0;
+        let open = move |tree: &Tree| {
+            let opened = tree.open(node(inode))?;
+            if direct {
+                tree.seek_in_blocks(opened.handle)?;
+            }
+            Ok(opened)
+        };
+        self.answer(inode, move |this| match this.ask(open) {
             Ok(opened) => {
                 let flags = if opened.volatile { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE };
                 reply.opened(FileHandle(opened.handle.0), flags | FopenFlags::FOPEN_NOFLUSH);

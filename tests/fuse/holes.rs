@@ -36,6 +36,43 @@ fn seek_and_blocks_are_what_qemu_says_of_the_chain() {
 }
 
 #[test]
+fn who_reads_past_the_page_cache_finds_holes_of_whole_blocks_as_qemu_does_without_a_cache() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let image = store.backup("100", TIMES[0]).join("disk.qcow2");
+    let create = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=512"];
+    let size = (1 << 20) + 512;
+    succeed(command("qemu-img").args(create).arg(&image).arg(size.to_string()));
+    let writes = [(512, 512, 1), (8192, 512, 2), (12288 - 512, 1024, 3), (20480, 4096, 4), (1 << 20, 512, 5)];
+    write(&image, &writes.map(|(at, len, value)| (at, len, Some(value))));
+    let mounted = Mounted::new(&store.path());
+    let open = |flags| rustix::fs::open(mounted.path(DISK), flags, rustix::fs::Mode::empty()).unwrap();
+    let direct = File::from(open(rustix::fs::OFlags::DIRECT));
+    assert_eq!(seek_data(&direct), [(0, 4096), (8192, 16384), (20480, 24576), (1 << 20, size)]);
+    // Within a block, before and behind what it holds.
+    for (to, found) in [
+        (rustix::fs::SeekFrom::Data(100), 100),
+        (rustix::fs::SeekFrom::Data(2000), 2000),
+        (rustix::fs::SeekFrom::Data(4096), 8192),
+        (rustix::fs::SeekFrom::Hole(2000), 4096),
+        (rustix::fs::SeekFrom::Hole(5000), 5000),
+        (rustix::fs::SeekFrom::Hole(1 << 20), size),
+    ] {
+        assert_eq!(rustix::fs::seek(&direct, to), Ok(found), "{to:?}");
+    }
+    let exact = [(512, 1024), (8192, 8704), (11776, 12800), (20480, 24576), (1 << 20, size)];
+    assert_eq!(seek_data(&File::from(open(rustix::fs::OFlags::empty()))), exact);
+    succeed(
+        command("qemu-img")
+            .args(["compare", "-T", "none", "-f", "qcow2", "-F", "raw"])
+            .arg(&image)
+            .arg(mounted.path(DISK)),
+    );
+}
+
+#[test]
 fn seek_answers_at_every_kind_of_place() {
     if !can_mount() {
         return;
