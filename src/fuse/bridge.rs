@@ -20,6 +20,7 @@ use super::helpers::Helpers;
 use crate::base::units::to_usize;
 use crate::base::{Error, ErrorKind, FileTime, Result};
 use crate::fs::{Attributes, Entry, FileKind, Handle, Inode, Tree, Whence};
+use crate::storage::O_DIRECT;
 
 /// How many read-ahead requests the kernel may have under way at once.
 const MAX_BACKGROUND: u16 = 64;
@@ -27,8 +28,6 @@ const MAX_BACKGROUND: u16 = 64;
 const NAME_MAX: u32 = 255;
 /// Numbers are derived from content, and a number's content never changes while the kernel knows it.
 const GENERATION: Generation = Generation(0);
-/// `O_DIRECT` of open(2), which is another number on other processors.
-const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
 /// `SEEK_DATA` and `SEEK_HOLE` of lseek(2).
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;

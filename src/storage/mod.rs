@@ -23,6 +23,9 @@ pub use pool::{FilePool, StoreFile};
 
 use crate::base::{Error, ErrorKind, HostOffset, Result, Timestamp};
 
+/// Opens a file for reading past the page cache, to open(2) and to FUSE: another number on other processors.
+pub const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+
 /// File systems note times no coarser than this; a change within one tick may leave a time as it is.
 const SLOWEST_TICK_NS: i128 = 2_000_000_000;
 
