@@ -20,12 +20,13 @@ use crate::base::{Error, ErrorKind, Result, Timestamp};
 /// How many archives are found without asking the catalog.
 const KNOWN: usize = 64;
 
-/// The archives that were looked into last, by the number of the directory that shows them. Such a number stands for one
-/// state of one file, so what is held here never grows old.
+/// The archives that were looked into last, by the number of the directory that shows them and its version. A number alone is given
+/// to a later state of the file once the kernel has forgotten it; with the version it stands for one state, and what is held here
+/// never grows old.
 #[derive(Debug)]
 pub(super) struct Archives {
     env: Arc<ArchiveEnv>,
-    known: Cache<Inode, Arc<Archived>>,
+    known: Cache<(Inode, u64), Arc<Archived>>,
 }
 
 /// An archive and its place in the mount.
@@ -51,9 +52,9 @@ impl Archives {
         Self { env, known: Cache::new(KNOWN) }
     }
 
-    /// Whether the archive that the directory `top` shows is found without asking the catalog.
-    pub(super) fn is_known(&self, top: Inode) -> bool {
-        self.known.peek(&top).is_some()
+    /// Whether the archive that the directory `top` shows in that version is found without asking the catalog.
+    pub(super) fn is_known(&self, top: Inode, version: u64) -> bool {
+        self.known.peek(&(top, version)).is_some()
     }
 
     pub(super) fn env(&self) -> &Arc<ArchiveEnv> {
@@ -153,17 +154,19 @@ impl Tree {
         let node = self.nodes.get(inode)?;
         match node.what {
             What::Archive(_) => {
-                let archive = self.archive(inode)?;
+                let archive = self.archive(inode, node.version)?;
                 Ok(Some(Member { node: archive.tree().root(), archive }))
             }
-            What::Member(member) => Ok(Some(Member { archive: self.archive(node.parent)?, node: member })),
+            What::Member(member) => {
+                Ok(Some(Member { archive: self.archive(node.parent, node.version)?, node: member }))
+            }
             _ => Ok(None),
         }
     }
 
-    /// The archive that the directory `top` shows.
-    fn archive(&self, top: Inode) -> Result<Arc<Archived>> {
-        self.archives.known.get_or_insert_with(&top, || {
+    /// The archive that the directory `top` shows in that version.
+    fn archive(&self, top: Inode, version: u64) -> Result<Arc<Archived>> {
+        self.archives.known.get_or_insert_with(&(top, version), || {
             let at = self.locate(top)?;
             let (view, entry) = self.entry(&at)?;
             let Source::Archive(file, tree) = &entry.source else {
@@ -175,7 +178,10 @@ impl Tree {
                 backup: backup.summary.name.as_str().into(),
                 file: file.name.as_str().into(),
             };
-            let (version, time) = (entry.version, backup.summary.time);
+            if entry.version != version {
+                return Err(Error::new(ErrorKind::Changed, "it is another archive by now"));
+            }
+            let time = backup.summary.time;
             Ok(Arc::new(Archived { top, version, tree: tree.clone(), subject, time }))
         })
     }

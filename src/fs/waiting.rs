@@ -26,7 +26,7 @@ impl Tree {
             What::Backup(_) | What::File(_) | What::Disk(_) | What::Partition(..) | What::Broken(_) => None,
         };
         // Entries of an archive that is open are found without the view.
-        if in_archive.is_some_and(|top| self.archives.is_known(top)) {
+        if in_archive.is_some_and(|top| self.archives.is_known(top, node.version)) {
             return false;
         }
         // Whoever has a file open is answered from that.

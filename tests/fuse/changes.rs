@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::mounts::{Mounted, Store, can_mount, names, promise, succeed, within, write};
-use crate::support::tools::command;
+use crate::support::tools::{command, have};
 
 const OLD: &str = "2024-11-07T16-51-22Z";
 const MIDDLE: &str = "2024-11-08T16-51-20Z";
@@ -347,4 +347,32 @@ fn readers_are_not_disturbed_by_backups_that_come_and_go() {
         done.store(true, Ordering::Relaxed);
     });
     assert_eq!(mounted.status()["failed_reads"], 0, "{}", mounted.status());
+}
+
+#[test]
+fn an_archive_that_is_replaced_or_written_anew_shows_what_it_is_now_however_often() {
+    if !can_mount() || !have(&["tar"]) {
+        return;
+    }
+    let store = Store::new();
+    let backup = store.path().join(format!("101/lxc-{OLD}"));
+    fs::create_dir_all(&backup).unwrap();
+    let tree = store.scratch("tree");
+    fs::create_dir_all(tree.join("etc")).unwrap();
+    let mounted = Mounted::new(&store.path());
+    for round in 0..6 {
+        fs::write(tree.join("etc/round"), format!("{round}")).unwrap();
+        let new = store.scratch("new.tar");
+        succeed(command("tar").arg("-cf").arg(&new).arg("-C").arg(&tree).arg("."));
+        let archive = backup.join("archive.tar");
+        match round % 2 {
+            0 => fs::rename(&new, &archive).unwrap(),
+            _ => fs::write(&archive, fs::read(&new).unwrap()).unwrap(),
+        }
+        let root = mounted.path("101").join(OLD).join("root");
+        within(SOON, &format!("the archive of round {round}"), || {
+            fs::read_to_string(root.join("etc/round")).is_ok_and(|read| read == format!("{round}"))
+        });
+        assert_eq!(names(&root), ["etc"]);
+    }
 }
