@@ -2,6 +2,11 @@
 //!
 //! The length rules: a value may hold line breaks and `=`, so records are never looked for by their text.
 
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use percent_encoding::percent_decode;
+
 use super::acl::{acl_to_text, acl_to_xattr};
 use super::sparse::Extent;
 use crate::base::{Error, ErrorKind, FileTime, Result};
@@ -190,9 +195,9 @@ impl Fields {
         if name.contains(&b'%') {
             self.of_libarchive.push(name.to_vec());
         }
-        match (percent_decoded(name), base64(value)) {
-            (Some(name), Some(value)) => self.xattr(&name, value),
-            _ => self.problem(name, value),
+        match BASE64.decode(value.trim_ascii_end()) {
+            Ok(value) => self.xattr(&percent_decode(name).collect::<Vec<u8>>(), value),
+            Err(_) => self.problem(name, value),
         }
     }
 
@@ -242,7 +247,7 @@ pub fn as_tar2sqfs_takes_them(data: &[u8]) -> Option<Vec<u8>> {
         if key == b"path" && has_true_name {
             changed = true;
         } else if let Some(name) = key.strip_prefix(SCHILY_XATTR).filter(|name| name.contains(&b'%')) {
-            push_record(&mut rewritten, &[LIBARCHIVE_XATTR, name].concat(), to_base64(value).as_bytes());
+            push_record(&mut rewritten, &[LIBARCHIVE_XATTR, name].concat(), BASE64.encode(value).as_bytes());
             changed = true;
         } else {
             push_record(&mut rewritten, key, value);
@@ -372,60 +377,10 @@ fn map(value: &[u8]) -> Result<Vec<Extent>> {
     Ok(map)
 }
 
-/// Standard base64; libarchive leaves the padding out.
-fn base64(text: &[u8]) -> Option<Vec<u8>> {
-    let text = text.trim_ascii_end();
-    let digits = text.iter().position(|b| *b == b'=').map_or(text, |end| text.get(..end).unwrap_or(text));
-    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 2);
-    let (mut held, mut bits) = (0_u32, 0_u32);
-    for digit in digits {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        held = (held << 6) | u32::from(value);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            let [.., byte] = (held >> bits).to_be_bytes();
-            bytes.push(byte);
-        }
-        held &= (1 << bits) - 1;
-    }
-    Some(bytes)
-}
-
-/// Standard base64, padded.
-fn to_base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for part in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(part.get(at).copied().unwrap_or(0));
-        let held = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for at in 0..4 {
-            let digit = DIGITS.get((held >> (18 - 6 * at) & 63) as usize).filter(|_| at <= part.len());
-            text.push(char::from(*digit.unwrap_or(&b'=')));
-        }
-    }
-    text
-}
-
-/// `%41` as `A`.
-fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.iter();
-    while let Some(byte) = rest.next() {
-        if *byte != b'%' {
-            bytes.push(*byte);
-            continue;
-        }
-        let mut digit = || char::from(*rest.next()?).to_digit(16).and_then(|d| u8::try_from(d).ok());
-        let (high, low) = (digit()?, digit()?);
-        bytes.push(high << 4 | low);
-    }
-    Some(bytes)
-}
+/// Standard base64. libarchive leaves the padding out, and there is no reason to insist on zeros behind the last byte.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
