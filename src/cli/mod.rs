@@ -14,6 +14,7 @@ mod mount;
 mod nbd;
 mod output;
 mod show;
+mod signals;
 mod umount;
 
 pub use args::command;

@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 use self::options::Options;
 use super::args::Global;
 use super::log::{self, Target};
-use super::{Outcome, exit};
+use super::{Outcome, exit, signals};
 use crate::archive::ArchiveEnv;
 use crate::base::{Error, Result};
 use crate::catalog::Store;
@@ -116,7 +116,8 @@ impl Plan {
         // In the background nobody sees standard error.
         std::panic::set_hook(Box::new(|panic| tracing::error!("a bug: {panic}")));
         let mount = Arc::new(Mutex::new(None));
-        watch_signals(Arc::clone(&mount))?;
+        let signals = if for_parent { vec![SIGTERM, SIGINT, SIGHUP] } else { signals::of_a_terminal() };
+        watch_signals(&signals, Arc::clone(&mount))?;
         let derived = derived_dir();
         let env = DiskEnv::keeping(self.cache_size, derived.clone());
         let store = Store::open(&self.store, Arc::clone(&env))?;
@@ -162,9 +163,9 @@ fn lock(mount: &Mutex<Option<Unmounter>>) -> MutexGuard<'_, Option<Unmounter>> {
     mount.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Has the first signal unmount, and the second end the process; before there is a mount the first does.
-fn watch_signals(mount: Mount) -> Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| Error::io("cannot receive signals", e))?;
+/// Has the first of these signals unmount, and the second end the process; before there is a mount the first does.
+fn watch_signals(signals: &[i32], mount: Mount) -> Result<()> {
+    let mut signals = Signals::new(signals).map_err(|e| Error::io("cannot receive signals", e))?;
     let watch = move || {
         let mut asked = false;
         for signal in signals.forever() {

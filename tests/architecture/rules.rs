@@ -23,6 +23,7 @@ pub(crate) const OS_FILE_EXCEPTIONS: &[(&str, &str)] = &[
     ("src/cli/log.rs", "appends to the log file that the user named"),
     ("src/cli/man.rs", "writes the generated manual pages where a developer or packager says"),
     ("src/cli/mount/background.rs", "opens /dev/null in the place of the terminal"),
+    ("src/cli/signals.rs", "reads off /proc which signals are ignored"),
     ("src/fuse/mountpoint.rs", "looks whether the mountpoint is an empty directory"),
     ("src/fuse/session.rs", "sets the mount's read-ahead in /sys"),
     ("src/fuse/table.rs", "reads the kernel's table of mounts"),

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::backups;
@@ -132,10 +133,18 @@ fn a_guests_id_that_leads_elsewhere_is_refused_by_its_name() {
 
 #[test]
 fn a_signal_ends_a_run_in_order_with_its_log_and_nothing_else_left() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        ends_in_order_at(signal);
+    }
+}
+
+fn ends_in_order_at(signal: Signal) {
     let (store, _dir, disk) = stage();
     assert_eq!(store.annals(&["backup", "vm", "100", &disk]).code, Some(0));
     let had = backups(&store, "100");
-    let child = Command::new(env!("CARGO_BIN_EXE_annals"))
+    // Whoever runs the tests may have it ignored.
+    let child = Command::new("env")
+        .args(["--default-signal=HUP", env!("CARGO_BIN_EXE_annals")])
         .args(["backup", "vm", "100", &disk, "--bwlimit", "64K"])
         .env("ANNALS_STORE", store.path())
         .stdout(Stdio::null())
@@ -150,12 +159,38 @@ fn a_signal_ends_a_run_in_order_with_its_log_and_nothing_else_left() {
         std::thread::sleep(Duration::from_millis(10));
     }
     let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(1), "{signal:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted"));
     assert_eq!(backups(&store, "100"), had);
     assert!(!names().iter().any(|name| name.starts_with(".partial-")), "{:?}", names());
     let failed = names().into_iter().find(|name| name.ends_with(".failed")).unwrap();
     assert!(fs::read_to_string(guest.join(failed).join("backup.log")).unwrap().contains("interrupted"));
+}
+
+#[test]
+fn a_run_that_is_to_outlive_its_terminal_does() {
+    let (store, _dir, disk) = stage();
+    let mut child = Command::new("env")
+        .args(["--ignore-signal=HUP", env!("CARGO_BIN_EXE_annals")])
+        .args(["backup", "vm", "100", &disk, "--bwlimit", "512K"])
+        .env("ANNALS_STORE", store.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    // Until it has begun, it may not have been told to ignore anything.
+    while !store.path().join("100").exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let ended = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None => rustix::process::kill_process(pid, Signal::HUP).unwrap(),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(ended.code(), Some(0));
+    assert_eq!(backups(&store, "100").len(), 1);
 }

@@ -184,6 +184,28 @@ fn wrong_words_end_with_2_and_a_tree_that_is_not_there_with_1_and_neither_leaves
 }
 
 #[test]
+fn a_directory_that_squashfs_would_take_too_long_for_makes_a_tar_archive_unless_squashfs_is_asked_for() {
+    if !ready() {
+        return;
+    }
+    let stage = Stage::new();
+    let maildir = stage.dir.path().join("tree/cur");
+    fs::create_dir(&maildir).unwrap();
+    let fill =
+        |names: std::ops::Range<u32>| names.for_each(|n| drop(fs::File::create(maildir.join(n.to_string())).unwrap()));
+    let plan = |format: &str| stage.back_up(&["--dry-run", "--json", "--format", format]).json()["archive"].clone();
+    fill(0..20_000);
+    assert_eq!(plan("auto")["format"], "squashfs");
+    fill(20_000..20_001);
+    let told = "./cur has 20001 names, for which 'tar2sqfs' takes very long";
+    let chosen = plan("auto");
+    assert_eq!((&chosen["format"], &chosen["reason"]), (&"tar".into(), &told.into()));
+    let asked_for = plan("squashfs");
+    assert_eq!(asked_for["format"], "squashfs");
+    assert!(asked_for["notes"].as_array().unwrap().contains(&told.into()), "{asked_for}");
+}
+
+#[test]
 fn a_program_that_is_missing_is_named_with_its_package_before_anything_is_made() {
     if !ready() {
         return;
@@ -225,7 +247,7 @@ fn a_tree_that_cannot_be_read_as_a_whole_is_no_backup_and_the_log_says_what_is_m
         (format!("{real}; exit 2"), "ended with code 2"),
         (format!("{real}; kill -9 $$"), "signal 9"),
         (format!("{real}; echo 'tar: POSIX ACL support is not available' >&2"), "ACL support"),
-        ("exit 0".to_owned(), "leave nothing"),
+        ("exit 0".to_owned(), "nothing is left"),
     ] {
         // Both times that it is started, and the second time alone, when the plan is made.
         for script in [script.clone(), format!("case \"$*\" in *\" /dev/null \"*) exec {real};; esac; {script}")] {

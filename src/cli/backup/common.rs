@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::base::{Error, ErrorKind, Result};
 use crate::catalog::GuestId;
+use crate::cli::signals;
 use crate::ingest::{Interrupt, KeptFile};
 
 /// Files to keep with a backup.
@@ -78,7 +78,7 @@ fn parse_attachment(text: &str) -> Result<KeptFile> {
 
 /// The first signal ends the run in order; a second one ends the process.
 pub(super) fn listen_to_signals(interrupt: &Interrupt) -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Error::io("cannot listen to signals", e))?;
+    let mut signals = Signals::new(signals::of_a_terminal()).map_err(|e| Error::io("cannot listen to signals", e))?;
     let interrupt = interrupt.clone();
     let listen = move || {
         let mut again = false;

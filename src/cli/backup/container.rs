@@ -36,7 +36,7 @@ pub(super) struct Args {
     #[arg(value_name = "PATH")]
     tree: PathBuf,
     /// The kind of archive: tar, squashfs (smaller; cannot hold POSIX ACLs, parts of seconds, nor times before 1970 or after 2105), or
-    /// auto: squashfs unless a member has an ACL
+    /// auto: squashfs unless a member has an ACL, or a directory more than 20,000 names, which take tar2sqfs very long
     #[arg(long, value_name = "FORMAT", default_value = "auto")]
     format: FormatChoice,
     /// Leave out what this shell pattern matches, and what is in it; a pattern that starts with / is anchored at PATH, any other one

@@ -1,6 +1,7 @@
 //! Backing up a container: GNU tar reads its tree, and what it writes is the archive or, for squashfs, what `tar2sqfs` makes the
 //! image of. So there is one walk through the tree, one set of rules for what is left out, and two formats.
 
+mod crowd;
 mod gnutar;
 mod holes;
 mod messages;

@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::crowd::Crowd;
 use super::gnutar::{Line, TAR, exclude_argument};
 use super::holes::Doubt;
 use super::messages::{Meaning, Message, unescaped};
@@ -43,6 +44,7 @@ struct Said {
     /// Bytes of the stream.
     stream: u64,
     with_acl: Option<String>,
+    crowd: Crowd,
     notes: Lines,
     warnings: Lines,
     /// What could not be read and is left out.
@@ -149,6 +151,7 @@ impl Report {
         match Line::parse(line) {
             Line::Member(member) => {
                 said.settle_attributes(Some(member.name));
+                said.crowd.add(member.name);
                 if !member.is_link {
                     said.entries = said.entries.saturating_add(1);
                 }
@@ -248,6 +251,13 @@ impl Report {
     /// The first member that has a POSIX ACL.
     pub(super) fn with_acl(&self) -> Option<String> {
         self.said().with_acl.clone()
+    }
+
+    /// The directory with the most names, and their number.
+    pub(super) fn largest_directory(&self) -> (String, u64) {
+        let said = self.said();
+        let (directory, names) = said.crowd.largest();
+        (directory.to_owned(), names)
     }
 
     pub(super) fn notes(&self) -> Lines {
