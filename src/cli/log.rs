@@ -155,6 +155,9 @@ pub(super) fn start(verbose: u8, plain: bool) {
         .with_ansi(coloured)
         .without_time()
         .with_target(false)
+        // A line that cannot be written is lost. To say so on standard error, as is usual, panics where that is what cannot be
+        // written to, and takes the work along that had something to say.
+        .log_internal_errors(false)
         .try_init();
 }
 

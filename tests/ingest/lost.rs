@@ -215,3 +215,30 @@ fn an_export_that_is_taken_away_in_the_middle_fails_the_run_and_the_next_increme
     model[4 * MIB..4 * MIB + 65536].fill(0x33);
     assert_same(&scene.read(&made.backup, "vda"), &model);
 }
+
+#[test]
+fn a_warning_that_cannot_be_written_is_lost_and_the_backup_is_not() {
+    if !have(&["nbdkit"]) {
+        return;
+    }
+    let bytes = Random::new(6).bytes(8 * MIB);
+    let (scene, _) = with_a_backup(&bytes);
+    let raw = scene.path("disk");
+    let mut server = Server::new();
+    server.nbdkit(&["-e", "vda", "file", raw.to_str().unwrap()]);
+    let disk = format!("vda={}", server.uri("vda"));
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let args = ["backup", "vm", "100", "--disk", &disk, "--bwlimit", "4M"];
+    let mut run = Watched::start_with(&scene.store(), &args, |command| {
+        command.stderr(full);
+    });
+    run.wait_for("the transfer", || scene.names().iter().any(|name| name.starts_with(".partial-")));
+    std::thread::sleep(Duration::from_millis(400));
+    // The connection is lost, which is warned of, and made anew.
+    server.kill();
+    server.nbdkit(&["-e", "vda", "file", raw.to_str().unwrap()]);
+    let ended = run.end();
+    let names = scene.names();
+    assert_eq!((ended.code, names.len()), (Some(0), 2), "{ended:?} {names:?}");
+    assert_same(&scene.read(&names[1], "vda"), &bytes);
+}

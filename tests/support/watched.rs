@@ -39,8 +39,9 @@ impl Watched {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         more(&mut command);
         let mut child = command.spawn().expect("annals starts");
-        let stderr = drain(child.stderr.take().expect("a pipe"));
-        Self { child, began: Instant::now(), stderr: Some(stderr), memory: 0 }
+        // None where `more` has sent it elsewhere.
+        let stderr = child.stderr.take().map(drain);
+        Self { child, began: Instant::now(), stderr, memory: 0 }
     }
 
     pub(crate) fn pid(&self) -> u32 {
