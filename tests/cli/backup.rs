@@ -194,3 +194,20 @@ fn a_run_that_is_to_outlive_its_terminal_does() {
     assert_eq!(ended.code(), Some(0));
     assert_eq!(backups(&store, "100").len(), 1);
 }
+
+#[test]
+fn a_backup_whose_result_cannot_be_printed_is_told_from_one_that_was_not_made() {
+    let (store, _dir, disk) = stage();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_annals"))
+        .args(["backup", "vm", "100", &disk])
+        .env("ANNALS_STORE", store.path())
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert_eq!(backups(&store, "100").len(), 1);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("cannot write to standard output"), "{stderr}");
+}

@@ -5,10 +5,12 @@ use std::str::FromStr;
 
 use signal_hook::iterator::Signals;
 
+use super::super::Outcome;
+use super::super::output::Output;
 use crate::base::{Error, ErrorKind, Result};
 use crate::catalog::GuestId;
 use crate::cli::signals;
-use crate::ingest::{Interrupt, KeptFile};
+use crate::ingest::{Finished, Interrupt, KeptFile};
 
 /// Files to keep with a backup.
 #[derive(Debug, clap::Args)]
@@ -93,6 +95,22 @@ pub(super) fn listen_to_signals(interrupt: &Interrupt) -> Result<()> {
     };
     let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(listen);
     thread.map(drop).map_err(|e| Error::io("cannot start a thread", e))
+}
+
+/// Prints what was made, unless the events have told it, and gives the outcome.
+///
+/// The backup is there by now, whatever becomes of the words about it: that they cannot be printed is no failure of the run.
+pub(super) fn tell_end(
+    finished: &Finished,
+    told: bool,
+    output: &Output,
+    text: impl FnOnce(&Finished) -> String,
+) -> Outcome {
+    if !told && let Err(e) = output.print(finished, text) {
+        output.error(&e);
+        return Outcome::Broken;
+    }
+    if finished.warnings.is_empty() { Outcome::Done } else { Outcome::Broken }
 }
 
 #[cfg(test)]

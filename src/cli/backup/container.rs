@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::super::Outcome;
 use super::super::args::Global;
 use super::super::output::{Output, printable, size};
-use super::common::{Files, Rate, guest_id, listen_to_signals};
+use super::common::{Files, Rate, guest_id, listen_to_signals, tell_end};
 use super::progress::Progress;
 use crate::base::Result;
 use crate::ingest::container::{self, ArchivePlan, FormatChoice, Pattern, Request};
@@ -75,10 +75,7 @@ pub(super) fn run(args: Args, global: &Global, output: &Output) -> Result<Outcom
     let finished = container::run(&request, Arc::new(Direct), &interrupt, &|event| progress.tell(event, output));
     progress.end();
     let finished = finished?;
-    if !global.json {
-        output.print(&finished, |finished| finished_text(finished, output))?;
-    }
-    Ok(if finished.warnings.is_empty() { Outcome::Done } else { Outcome::Broken })
+    Ok(tell_end(&finished, global.json, output, |finished| finished_text(finished, output)))
 }
 
 #[derive(Serialize)]

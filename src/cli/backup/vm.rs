@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::super::Outcome;
 use super::super::args::Global;
 use super::super::output::{Output, printable, size};
-use super::common::{Files, Rate, guest_id, listen_to_signals};
+use super::common::{Files, Rate, guest_id, listen_to_signals, tell_end};
 use super::progress::Progress;
 use crate::base::{Error, ErrorKind, Result};
 use crate::ingest::{self, DiskSpec, Finished, Interrupt, MAX_LAYERS, MOST_MAX_LAYERS, PlannedDisk, Request};
@@ -108,10 +108,7 @@ pub(super) fn run(args: Args, global: &Global, output: &Output) -> Result<Outcom
     let finished = ingest::run(&request, Arc::new(Direct), &interrupt, &|event| progress.tell(event, output));
     progress.end();
     let finished = finished?;
-    if !global.json {
-        output.print(&finished, |finished| finished_text(finished, output))?;
-    }
-    Ok(if finished.warnings.is_empty() { Outcome::Done } else { Outcome::Broken })
+    Ok(tell_end(&finished, global.json, output, |finished| finished_text(finished, output)))
 }
 
 fn request(args: Args, global: &Global) -> Result<Request> {
