@@ -477,15 +477,29 @@ impl Inner {
     }
 
     async fn status_from(&self, at: u64, end: u64) -> Result<Vec<Vec<BlockExtent>>> {
-        let range = GuestRange::between(GuestOffset(at), GuestOffset(end));
-        let (start, limit) = self.widened(range);
+        let (start, limit) = self.widened(GuestRange::between(GuestOffset(at), GuestOffset(end)));
+        let answers = self.status_between(start, limit).await?;
+        // A server that says nothing of its blocks may have them smaller than is assumed of it, and end an extent within one. Its
+        // answer about that block then ends there again, so it is asked for what follows.
+        let short =
+            |extents: &Vec<BlockExtent>| extents.iter().fold(start, |end, extent| end.saturating_add(extent.len)) <= at;
+        if start < at && !self.export.block_sizes_declared && answers.iter().any(short) {
+            let answers = self.status_between(at, limit).await?;
+            return answers.into_iter().map(|extents| trimmed(&extents, 0, end - at)).collect();
+        }
+        answers.into_iter().map(|extents| trimmed(&extents, at - start, end - start)).collect()
+    }
+
+    async fn status_between(&self, start: u64, limit: u64) -> Result<Vec<Vec<BlockExtent>>> {
         let longest = match self.export.headers {
             HeaderStyle::Extended => u64::MAX,
             HeaderStyle::Simple | HeaderStyle::Structured => MAX_SHORT_LENGTH,
         };
         let command = Command { action: Action::BlockStatus, offset: start, len: longest.min(limit - start) };
-        let Answer::Status(answers) = self.command(command, Vec::new()).await? else { return Err(wrong_answer()) };
-        answers.into_iter().map(|extents| trimmed(&extents, at - start, end - start)).collect()
+        match self.command(command, Vec::new()).await? {
+            Answer::Status(answers) => Ok(answers),
+            Answer::Data(_) | Answer::Done => Err(wrong_answer()),
+        }
     }
 }
 
