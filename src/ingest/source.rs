@@ -136,7 +136,7 @@ pub struct FileSource {
 
 /// Bytes asked of one export and not arrived yet.
 const NBD_BYTES_IN_FLIGHT: u32 = 64 << 20;
-/// One command may take this many times as long as a server may be silent.
+/// While none is finished, commands may take this many times as long as a server may be silent.
 const WHOLE_COMMAND: u32 = 5;
 /// Connections to one export, where the server says that they see the same disk.
 const NBD_CONNECTIONS: usize = 4;

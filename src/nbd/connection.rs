@@ -84,6 +84,8 @@ struct Shared {
 struct State {
     in_flight: HashMap<u64, Waiting>,
     next_cookie: u64,
+    /// When the last answer was complete; before the first one, when the connection began.
+    last_complete: Instant,
     death: Option<Death>,
     /// The connection's tasks, as long as it lives.
     tasks: Vec<AbortHandle>,
@@ -136,11 +138,10 @@ impl Connection {
     pub(super) fn start(established: Established, options: &Options) -> Self {
         let Established { stream, style, contexts, .. } = established;
         let (read, write) = stream.split();
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State { in_flight: HashMap::new(), next_cookie: 1, death: None, tasks: Vec::new() }),
-            started: Instant::now(),
-            heard: AtomicU64::new(0),
-        });
+        let started = Instant::now();
+        let state =
+            State { in_flight: HashMap::new(), next_cookie: 1, last_complete: started, death: None, tasks: Vec::new() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), started, heard: AtomicU64::new(0) });
         let (requests, incoming) = mpsc::unbounded_channel();
         let stall = options.stall_timeout;
         let writer = tokio::spawn(write_requests(Arc::clone(&shared), write, style, stall, incoming));
@@ -257,18 +258,20 @@ async fn watch(shared: Arc<Shared>, stall: Duration, whole: Duration) {
     let tick = (stall.min(whole) / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
     loop {
         tokio::time::sleep(tick).await;
-        let oldest = {
+        let (oldest, last_complete) = {
             let state = shared.lock();
             if state.death.is_some() {
                 return;
             }
-            state.in_flight.values().min_by_key(|waiting| waiting.since).map(|waiting| (waiting.command, waiting.since))
+            let oldest = state.in_flight.values().min_by_key(|waiting| waiting.since);
+            (oldest.map(|waiting| (waiting.command, waiting.since)), state.last_complete)
         };
         let Some((command, since)) = oldest else { continue };
         let waited = since.elapsed();
         let error = if waited.min(shared.since_heard()) > stall {
             format!("the server has been silent for {stall:?} (waiting for the {command})")
-        } else if waited > whole {
+        } else if waited.min(last_complete.elapsed()) > whole {
+            // On a slow link a command waits for its turn: the time runs only while none is finished.
             format!("the server did not finish the {command} in {whole:?}")
         } else {
             continue;
@@ -391,7 +394,11 @@ impl Reader {
             self.stragglers.push_front((cookie, stragglers));
         }
         let outcome = pending.assembly.finish().map_err(in_answer)?;
-        self.shared.lock().in_flight.remove(&cookie);
+        {
+            let mut state = self.shared.lock();
+            state.in_flight.remove(&cookie);
+            state.last_complete = Instant::now();
+        }
         let leaving = matches!(&outcome, Err(error) if error.errno == ServerErrno::ESHUTDOWN);
         if leaving {
             self.shared.kill(&Error::new(ErrorKind::Disconnected, "the server is shutting down"));

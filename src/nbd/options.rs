@@ -16,7 +16,7 @@ pub struct Options {
     pub handshake_timeout: Duration,
     /// How long a connection may be silent while commands wait for an answer.
     pub stall_timeout: Duration,
-    /// How long one command may take in all, so that an answer that trickles in ends too.
+    /// How long commands may wait while none of them is finished, so that an answer that trickles in ends too.
     pub command_timeout: Duration,
     /// Connections to open where the server says that several see the same disk; at least one.
     pub connections: usize,

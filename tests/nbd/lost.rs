@@ -80,6 +80,35 @@ fn an_answer_that_trickles_in_without_end_is_given_up() {
 }
 
 #[test]
+fn commands_that_wait_for_their_turn_on_a_slow_link_are_waited_for() {
+    const READS: u64 = 12;
+    let server = FakeServer::after(Offer::default(), |session| {
+        let asked = (0..READS).map(|_| session.request()).collect::<std::io::Result<Vec<_>>>()?;
+        for asked in asked {
+            std::thread::sleep(Duration::from_millis(100));
+            session.chunk_header(asked, true, 1, 8 + asked.len)?;
+            session.send(&asked.offset.to_be_bytes())?;
+            session.send(&bytes_at(asked.offset, asked.len))?;
+        }
+        session.wait_for_end()
+    });
+    run(async {
+        // The last answer comes after 1.2 seconds, but each 0.1 after the one before it.
+        let limits = Options { command_timeout: Duration::from_millis(600), ..options() };
+        let client = connect(&server, &limits).await;
+        let reads: Vec<_> = (0..READS)
+            .map(|n| {
+                let client = client.clone();
+                tokio::spawn(async move { client.read(range(n * 4096, 4096), Vec::new()).await })
+            })
+            .collect();
+        for (n, read) in (0..).zip(reads) {
+            assert_eq!(read.await.unwrap().unwrap(), bytes_at(n * 4096, 4096));
+        }
+    });
+}
+
+#[test]
 fn an_answer_that_takes_long_but_keeps_coming_is_waited_for() {
     let server = FakeServer::after(Offer::default(), |session| {
         let asked = session.request()?;
