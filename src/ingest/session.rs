@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::commit::{Published, Unfinished, leave_log};
 use super::events::{Event, Journal, Listener};
+use super::source::blocking;
 use crate::archive::ArchiveFormat;
 use crate::base::error::ResultExt as _;
 use crate::base::{Error, ErrorKind, Result, Timestamp};
@@ -123,10 +124,14 @@ pub(super) fn run<W: Work>(
     listener: &Listener<'_>,
 ) -> Result<Finished> {
     let Target { store, guest, files } = work.target();
-    let kept = read_kept_files(files)?;
+    let files = files.to_vec();
     let session = Session { work, store, guest, medium, interrupt, journal: Journal::new(listener) };
     let runtime = runtime()?;
-    let ended = runtime.block_on(session.whole(kept));
+    let ended = runtime.block_on(async {
+        // A pipe may never end.
+        let kept = session.interruptible(blocking(move || read_kept_files(&files))).await?;
+        session.whole(kept).await
+    });
     // Reads that were given up may still wait for a file or a server.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended

@@ -211,3 +211,40 @@ fn a_backup_whose_result_cannot_be_printed_is_told_from_one_that_was_not_made() 
     assert_eq!(output.status.code(), Some(3), "{stderr}");
     assert!(stderr.contains("cannot write to standard output"), "{stderr}");
 }
+
+#[test]
+fn a_signal_ends_a_run_that_waits_for_a_file_to_keep() {
+    let (store, dir, disk) = stage();
+    let pipe = dir.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_annals"))
+        .args(["backup", "vm", "100", &disk, "--config", pipe.to_str().unwrap()])
+        .env("ANNALS_STORE", store.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // It has opened the pipe once somebody who does not wait for a reader can, and reads without end from then on.
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+    let _writer = loop {
+        match rustix::fs::open(&pipe, flags, rustix::fs::Mode::empty()) {
+            Ok(writer) => break writer,
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::TERM).unwrap();
+    let began = std::time::Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break Some(status);
+        }
+        if began.elapsed() > Duration::from_secs(20) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(status.expect("it waits for ever").code(), Some(1));
+    assert!(!store.path().join("100").exists());
+}
