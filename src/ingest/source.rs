@@ -307,7 +307,12 @@ impl NbdSource {
         let options = Options { contexts, ..self.options.clone() };
         // One at a time: some servers take only one client.
         self.client.clone().close().await;
-        self.client = Client::connect(&self.uri, &options).await?;
+        self.client = Client::connect(&self.uri, &options).await.map_err(|e| match e.kind() {
+            ErrorKind::Disconnected => e.with_hint(
+                "the server must take another connection when the first has ended: qemu-nbd does with --persistent",
+            ),
+            _ => e,
+        })?;
         self.options = options;
         if self.export().size == size {
             return Ok(());

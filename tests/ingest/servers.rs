@@ -11,7 +11,7 @@ use crate::fleece::{Fleece, GRANULARITY};
 use crate::nbd_servers::{Server, StorageDaemon};
 use crate::scene::{CLUSTER, Scene, assert_same};
 use crate::support::random::Random;
-use crate::support::tools::have;
+use crate::support::tools::{have, run as tool};
 
 const MIB: usize = 1 << 20;
 
@@ -173,6 +173,27 @@ fn a_connection_that_drops_is_made_anew_and_the_transfer_goes_on() {
     });
     let made = made.unwrap_or_else(|e| panic!("{}", e.report()));
     assert_same(&scene.read(&made.backup, "d"), &bytes);
+}
+
+#[test]
+fn a_server_that_ends_with_its_first_connection_is_told_from_one_that_is_gone() {
+    let scene = Scene::new();
+    let (socket, image) = (scene.path("one.sock"), scene.path("disk.qcow2"));
+    let (socket, image) = (socket.to_str().unwrap(), image.to_str().unwrap());
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", image, "1M"]);
+    tool("qemu-img", &["bitmap", "--add", image, "b"]);
+    // Without --persistent: to see whether it listens would use up its only connection.
+    let mut server = std::process::Command::new("qemu-nbd");
+    let mut server = server.args(["-r", "-k", socket, "-f", "qcow2", "-B", "b", image]).spawn().unwrap();
+    while !std::path::Path::new(socket).exists() && server.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let error = scene.run(&scene.request(&[&format!("d=nbd+unix:///?socket={socket},bitmap=b")])).unwrap_err();
+    let _ = server.kill();
+    server.wait().unwrap();
+    let hint = error.hint().unwrap_or_default();
+    assert!(hint.contains("qemu-nbd does with --persistent"), "{}: {hint}", error.report());
 }
 
 #[test]
