@@ -21,6 +21,16 @@ pub enum Whence {
     Hole,
 }
 
+/// How exactly a search tells where holes begin and end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holes {
+    /// To the byte.
+    Exact,
+    /// In whole blocks of 4096 bytes: for a file that is opened with `O_DIRECT`, in which QEMU takes it for granted that holes
+    /// begin and end where it can read.
+    InBlocks,
+}
+
 /// One version of a file's content, shared by all who have it open.
 #[derive(Debug)]
 pub(super) struct OpenFile {

@@ -1,11 +1,11 @@
 //! What is open: files with their reading pattern, directories with the listing they were opened on.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::dir::Listing;
-use super::file::OpenFile;
+use super::file::{Holes, OpenFile};
 use super::readahead::ReadAhead;
 use super::{Handle, Inode};
 use crate::base::{Error, ErrorKind, Result};
@@ -16,8 +16,7 @@ pub(super) struct FileHandle {
     pub(super) inode: Inode,
     pub(super) file: Arc<OpenFile>,
     pub(super) ahead: ReadAhead,
-    /// Whether holes are told in whole blocks.
-    pub(super) in_blocks: AtomicBool,
+    pub(super) holes: Holes,
 }
 
 /// A directory as one opener has it. The listing is taken when reading starts, and again when it starts over.
@@ -48,7 +47,7 @@ impl Handles {
     }
 
     /// Opens `inode`, whose content is `file` unless somebody else opened it in the meantime.
-    pub(super) fn open_shared(&self, inode: Inode, file: Arc<OpenFile>) -> Handle {
+    pub(super) fn open_shared(&self, inode: Inode, file: Arc<OpenFile>, holes: Holes) -> Handle {
         let file = {
             let mut contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
             match contents.get(&inode).and_then(Weak::upgrade) {
@@ -59,13 +58,13 @@ impl Handles {
                 }
             }
         };
-        self.open_private(inode, file)
+        self.open_private(inode, file, holes)
     }
 
     /// Opens `inode` with content that no other opener gets.
-    pub(super) fn open_private(&self, inode: Inode, file: Arc<OpenFile>) -> Handle {
+    pub(super) fn open_private(&self, inode: Inode, file: Arc<OpenFile>, holes: Holes) -> Handle {
         let handle = self.number();
-        let open = Arc::new(FileHandle { inode, file, ahead: ReadAhead::default(), in_blocks: AtomicBool::new(false) });
+        let open = Arc::new(FileHandle { inode, file, ahead: ReadAhead::default(), holes });
         self.files.write().unwrap_or_else(PoisonError::into_inner).insert(handle, open);
         handle
     }

@@ -21,7 +21,7 @@ mod view;
 mod waiting;
 
 pub use attr::{Attributes, Entry, FileKind, Ownership};
-pub use file::Whence;
+pub use file::{Holes, Whence};
 pub use inode::Inode;
 pub use tree::{DirEntry, Opened, Tree};
 

@@ -1,7 +1,6 @@
 //! The tree: every question of a reader, answered from the catalog and the disks.
 
 use std::ffi::{OsStr, OsString};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use quick_cache::sync::Cache;
@@ -9,7 +8,7 @@ use quick_cache::sync::Cache;
 use super::attr::{Attributes, Entry, FileKind, Ownership};
 use super::dir::{Item, Listing};
 use super::faults::{Faults, Subject};
-use super::file::{Allocated, Content, OpenFile, Whence};
+use super::file::{Allocated, Content, Holes, OpenFile, Whence};
 use super::handles::Handles;
 use super::members::{Archived, Archives};
 use super::nodes::{Node, Nodes, ShortName, What};
@@ -176,25 +175,25 @@ impl Tree {
         }
     }
 
-    /// Opens a file for reading; must be [closed](Self::close).
-    pub fn open(&self, inode: Inode) -> Result<Opened> {
+    /// Opens a file for reading and for [`seek`](Self::seek), which will tell of `holes` like that; must be [closed](Self::close).
+    pub fn open(&self, inode: Inode, holes: Holes) -> Result<Opened> {
         if let Some(open) = self.handles.content(inode) {
-            return Ok(Opened { handle: self.handles.open_shared(inode, open), volatile: false });
+            return Ok(Opened { handle: self.handles.open_shared(inode, open, holes), volatile: false });
         }
         if let Some(entry) = self.archived(inode)? {
             let file = Arc::new(entry.open()?);
-            return Ok(Opened { handle: self.handles.open_shared(inode, file), volatile: false });
+            return Ok(Opened { handle: self.handles.open_shared(inode, file, holes), volatile: false });
         }
         let at = self.locate(inode)?;
         match at.node.what {
             What::Status => {
                 let file = self.status_file()?;
-                Ok(Opened { handle: self.handles.open_private(inode, file), volatile: true })
+                Ok(Opened { handle: self.handles.open_private(inode, file, holes), volatile: true })
             }
             What::File(_) | What::Disk(_) | What::Partition(..) | What::Broken(_) => {
                 let (view, entry) = self.entry(&at)?;
                 let file = self.open_entry(&at, &view, &entry)?;
-                Ok(Opened { handle: self.handles.open_shared(inode, file), volatile: false })
+                Ok(Opened { handle: self.handles.open_shared(inode, file, holes), volatile: false })
             }
             What::Root
             | What::Control
@@ -216,19 +215,12 @@ impl Tree {
         open.file.read_at(buf, at).inspect_err(|error| self.faults.report(&open.file.subject, at, len, error))
     }
 
-    /// Has [`seek`](Self::seek) speak of whole blocks of 4096 bytes: for a file that was opened with `O_DIRECT`, in which QEMU
-    /// takes it for granted that holes begin and end where it can read.
-    pub fn seek_in_blocks(&self, handle: Handle) -> Result<()> {
-        self.handles.file(handle).map(|open| open.in_blocks.store(true, Ordering::Relaxed))
-    }
-
     /// The next data or hole at or after byte `at`; `None` where there is none.
     pub fn seek(&self, handle: Handle, at: u64, whence: Whence) -> Result<Option<u64>> {
         let open = self.handles.file(handle)?;
-        let found = if open.in_blocks.load(Ordering::Relaxed) {
-            open.file.seek_blocks(at, whence)
-        } else {
-            open.file.seek(at, whence)
+        let found = match open.holes {
+            Holes::Exact => open.file.seek(at, whence),
+            Holes::InBlocks => open.file.seek_blocks(at, whence),
         };
         found.inspect_err(|error| self.faults.report(&open.file.subject, at, 0, error))
     }

@@ -19,7 +19,7 @@ use super::errno::{errno, read_errno};
 use super::helpers::Helpers;
 use crate::base::units::to_usize;
 use crate::base::{Error, ErrorKind, FileTime, Result};
-use crate::fs::{Attributes, Entry, FileKind, Handle, Inode, Tree, Whence};
+use crate::fs::{Attributes, Entry, FileKind, Handle, Holes, Inode, Tree, Whence};
 use crate::storage::O_DIRECT;
 
 /// How many read-ahead requests the kernel may have under way at once.
@@ -193,15 +193,8 @@ impl Filesystem for Bridge {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        let direct = flags.0 & O_DIRECT != 0;
-        let open = move |tree: &Tree| {
-            let opened = tree.open(node(inode))?;
-            if direct {
-                tree.seek_in_blocks(opened.handle)?;
-            }
-            Ok(opened)
-        };
-        self.answer(inode, move |this| match this.ask(open) {
+        let holes = if flags.0 & O_DIRECT == 0 { Holes::Exact } else { Holes::InBlocks };
+        self.answer(inode, move |this| match this.ask(|tree| tree.open(node(inode), holes)) {
             Ok(opened) => {
                 let flags = if opened.volatile { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE };
                 reply.opened(FileHandle(opened.handle.0), flags | FopenFlags::FOPEN_NOFLUSH);

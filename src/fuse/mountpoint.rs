@@ -55,11 +55,12 @@ pub fn check(path: &Path, may_hide_files: bool, store: &Path) -> Result<()> {
         )
         .with_hint(format!("annals umount {shown} takes it away")));
     }
+    apart(path, store)?;
     if !may_hide_files && entries.into_iter().next().is_some() {
         return Err(Error::new(ErrorKind::Usage, format!("the directory '{shown}' is not empty"))
             .with_hint("mount on an empty directory, or give -o nonempty to hide what is in it"));
     }
-    apart(path, store)
+    Ok(())
 }
 
 /// Fails when whoever reads `store` would come through a mount on `path`: the mount's own process would wait for itself

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use annals::base::ErrorKind;
-use annals::fs::{FileKind, Inode, Whence};
+use annals::fs::{FileKind, Holes, Inode, Whence};
 
 use super::{Scratch, find, list, open, read, walk};
 
@@ -46,7 +46,7 @@ fn questions_about_what_was_never_told_are_errors() {
     for inode in [0, 2, 12345, u64::MAX].map(Inode::from_raw) {
         assert_eq!(tree.attributes(inode).unwrap_err().kind(), ErrorKind::Changed);
         assert_eq!(tree.lookup(inode, OsStr::new("x")).unwrap_err().kind(), ErrorKind::Changed);
-        assert_eq!(tree.open(inode).unwrap_err().kind(), ErrorKind::Changed);
+        assert_eq!(tree.open(inode, Holes::Exact).unwrap_err().kind(), ErrorKind::Changed);
         assert_eq!(tree.open_dir(inode).unwrap_err().kind(), ErrorKind::Changed);
         tree.forget(inode, 1);
     }
@@ -57,7 +57,7 @@ fn questions_about_what_was_never_told_are_errors() {
     tree.close(handle);
     tree.close_dir(handle);
     let dir = find(&tree, "100").unwrap().attributes.inode;
-    assert_eq!(tree.open(dir).unwrap_err().kind(), ErrorKind::Usage);
+    assert_eq!(tree.open(dir, Holes::Exact).unwrap_err().kind(), ErrorKind::Usage);
     assert_eq!(tree.read_link(dir).unwrap_err().kind(), ErrorKind::Usage);
     let (file, handle) = open(&tree, &format!("100/{TIME}/disk.raw")).unwrap();
     assert_eq!(tree.open_dir(file).unwrap_err().kind(), ErrorKind::Usage);
@@ -231,7 +231,7 @@ fn a_file_that_was_replaced_is_stale_by_its_number_and_new_by_its_name() {
         assert_eq!(read(&tree, handle).unwrap(), one);
         tree.close(handle);
         assert_eq!(tree.attributes(old).unwrap_err().kind(), ErrorKind::Changed);
-        assert_eq!(tree.open(old).unwrap_err().kind(), ErrorKind::Changed);
+        assert_eq!(tree.open(old, Holes::Exact).unwrap_err().kind(), ErrorKind::Changed);
         assert_eq!(read(&tree, new_handle).unwrap(), two);
     }
 }
@@ -263,7 +263,7 @@ fn a_number_never_opens_another_file_than_the_one_it_was_given_to() {
     let old = find(&tree, &format!("100/{TIME}/guest.conf")).unwrap().attributes.inode;
     scratch.put("100", TIME, "guest.conf", b"two");
     // At once, while everything that is remembered still speaks of the old one.
-    assert_eq!(tree.open(old).unwrap_err().kind(), ErrorKind::Changed);
+    assert_eq!(tree.open(old, Holes::Exact).unwrap_err().kind(), ErrorKind::Changed);
     let (new, handle) = open(&tree, &format!("100/{TIME}/guest.conf")).unwrap();
     assert_ne!(old, new);
     assert_eq!(read(&tree, handle).unwrap(), b"two");

@@ -17,7 +17,7 @@ use annals::archive::ArchiveEnv;
 use annals::base::{ErrorKind, Result};
 use annals::catalog::Store;
 use annals::disk::DiskEnv;
-use annals::fs::{Entry, Handle, Inode, Ownership, Tree};
+use annals::fs::{Entry, Handle, Holes, Inode, Ownership, Tree};
 
 /// A store in a directory of its own, without QEMU: its disks are raw images.
 pub(crate) struct Scratch {
@@ -75,7 +75,7 @@ pub(crate) fn open(tree: &Tree, path: &str) -> Result<(Inode, Handle)> {
     let mut tried = 0;
     loop {
         let inode = find(tree, path)?.attributes.inode;
-        match tree.open(inode) {
+        match tree.open(inode, Holes::Exact) {
             Ok(opened) => return Ok((inode, opened.handle)),
             Err(e) if e.kind() == ErrorKind::Changed && tried < 2 => tried += 1,
             Err(e) => return Err(e),

@@ -89,7 +89,7 @@ fn a_mount_that_cannot_be_says_why_and_what_to_do() {
         (&missing, &[], &point, 1, &["missing", "hint: "]),
         (&newer, &[], &point, 1, &["99"]),
         (&below, &["-o", "nonempty"], &above, 2, hides),
-        (&below, &["-o", "nonempty"], &below, 2, hides),
+        (&below, &[], &below, 2, hides),
         (&link, &["-o", "nonempty"], &above, 2, hides),
         (&through, &["-o", "nonempty"], &above, 2, hides),
         (&below, &[], &inside, 2, is_part),

@@ -46,6 +46,18 @@ pub(crate) fn failed_in_order(scene: &Scene, first: &str, bytes: &[u8], ended: &
     assert_same(&scene.read(first, "vda"), bytes);
 }
 
+/// A server of the scene's disk, and the disk as an argument names it.
+fn serving(scene: &Scene) -> (Server, String) {
+    let mut server = Server::new();
+    serve(&mut server, scene);
+    let disk = format!("vda={}", server.uri("vda"));
+    (server, disk)
+}
+
+fn serve(server: &mut Server, scene: &Scene) {
+    server.nbdkit(&["-e", "vda", "file", scene.path("disk").to_str().unwrap()]);
+}
+
 #[test]
 fn a_source_that_dies_for_good_ends_the_run_with_its_name_and_the_command_it_did_not_answer() {
     if !have(&["nbdkit"]) {
@@ -53,17 +65,14 @@ fn a_source_that_dies_for_good_ends_the_run_with_its_name_and_the_command_it_did
     }
     let bytes = Random::new(5).bytes(8 * MIB);
     let (scene, first) = with_a_backup(&bytes);
-    let raw = scene.path("disk");
-    let mut server = Server::new();
-    server.nbdkit(&["-e", "vda", "file", raw.to_str().unwrap()]);
-    let disk = format!("vda={}", server.uri("vda"));
+    let (mut server, disk) = serving(&scene);
     // So slow that what is on its way would keep the run busy for half a minute after the read that failed.
     let run = moving(&scene, &["--disk", &disk, "--bwlimit", "256K", "--timeout", "2"]);
     server.kill();
     let ended = run.end();
     failed_in_order(&scene, &first, &bytes, &ended, &["disk vda", "export 'vda': read of", "cannot connect"]);
     // With the source back, the next run is as if nothing had been.
-    server.nbdkit(&["-e", "vda", "file", raw.to_str().unwrap()]);
+    serve(&mut server, &scene);
     let made = scene.back_up(&scene.request(&[&disk]));
     assert_same(&scene.read(&made.backup, "vda"), &bytes);
 }
@@ -223,10 +232,7 @@ fn a_warning_that_cannot_be_written_is_lost_and_the_backup_is_not() {
     }
     let bytes = Random::new(6).bytes(8 * MIB);
     let (scene, _) = with_a_backup(&bytes);
-    let raw = scene.path("disk");
-    let mut server = Server::new();
-    server.nbdkit(&["-e", "vda", "file", raw.to_str().unwrap()]);
-    let disk = format!("vda={}", server.uri("vda"));
+    let (mut server, disk) = serving(&scene);
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let args = ["backup", "vm", "100", "--disk", &disk, "--bwlimit", "4M"];
     let mut run = Watched::start_with(&scene.store(), &args, |command| {
@@ -236,7 +242,7 @@ fn a_warning_that_cannot_be_written_is_lost_and_the_backup_is_not() {
     std::thread::sleep(Duration::from_millis(400));
     // The connection is lost, which is warned of, and made anew.
     server.kill();
-    server.nbdkit(&["-e", "vda", "file", raw.to_str().unwrap()]);
+    serve(&mut server, &scene);
     let ended = run.end();
     let names = scene.names();
     assert_eq!((ended.code, names.len()), (Some(0), 2), "{ended:?} {names:?}");

@@ -5,11 +5,10 @@ use std::str::FromStr;
 
 use signal_hook::iterator::Signals;
 
-use super::super::Outcome;
 use super::super::output::Output;
+use super::super::{Outcome, signals};
 use crate::base::{Error, ErrorKind, Result};
 use crate::catalog::GuestId;
-use crate::cli::signals;
 use crate::ingest::{Finished, Interrupt, KeptFile};
 
 /// Files to keep with a backup.
